@@ -1,0 +1,73 @@
+"""Options of circuits (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mis_lab.core.errors import ConfigError
+from mis_lab.core.keys import NO_EFFECT
+
+
+class EffectMethod(Enum):
+    """atp: gradient at the clean image (attribution patching). ig_inputs: gradient averaged along the straight path
+    of the input from its baseline (Hanna et al. 2024)."""
+
+    atp = 0
+    ig_inputs = 1
+
+
+class Baseline(Enum):
+    """What an ablated node becomes: zero, or its mean over the discovery images (per position for tokens)."""
+
+    zero = 0
+    mean = 1
+
+
+class Quadrature(Enum):
+    midpoint = 0
+    left = 1
+    right = 2
+    trapezoid = 3
+
+
+@dataclass
+class CircuitConfig:
+    """Discovery and evaluation.
+
+    Attributes:
+        method, baseline, quadrature, n_steps: node effects.
+        objective: ``logit`` of the target.
+        target: ``prediction`` (the network's own top class of each image) or ``label``.
+        n_discovery, n_evaluation: images of each, spread over the groups (0 = all).
+        sizes: number of circuit sizes on the curve, log-spaced from 1 node to all live nodes.
+        n_random: random circuits a size.
+        min_effect: |m(M) − m(∅)| below this is an error, not a division by nearly nothing.
+        n_bootstrap: resamples over images for the curve's intervals.
+        n_shown: nodes of the pictured circuit.
+        batch_size: images a pass.
+    """
+
+    method: EffectMethod = EffectMethod.ig_inputs
+    baseline: Baseline = Baseline.mean
+    quadrature: Quadrature = Quadrature.midpoint
+    n_steps: int = 10
+    objective: str = "logit"
+    target: str = "prediction"
+    n_discovery: int = 128
+    n_evaluation: int = 96
+    sizes: int = 12
+    n_random: int = 3
+    min_effect: float = 1e-3
+    n_bootstrap: int = 1000
+    n_shown: int = 18
+    batch_size: int = field(default=32, metadata=NO_EFFECT)
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"circuit.{name}={getattr(self, name)}: at least 1 is needed")
+        if self.objective != "logit":
+            raise ConfigError(f"circuit.objective={self.objective} is unknown", fix="Use logit.")
+        if self.target not in ("prediction", "label"):
+            raise ConfigError(f"circuit.target={self.target} is unknown", fix="Use prediction or label.")

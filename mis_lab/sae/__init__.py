@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one contract, one file an architecture, training, evaluation, splicing."""

@@ -1,0 +1,1 @@
+"""Where numbers go: files always, Weights & Biases as a mirror."""
