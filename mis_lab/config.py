@@ -6,7 +6,6 @@ YAML presets under ``conf/`` fill these schemas; a wrong group, key, type or enu
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -144,8 +143,14 @@ def register() -> None:
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
     OmegaConf.register_new_resolver("run_key", lambda *, _root_: run_key(_root_), replace=True)
-    OmegaConf.register_new_resolver("store_dir", lambda default: os.environ.get("MIS_LAB_STORE", default), replace=True)
-    OmegaConf.register_new_resolver("cpu_count", lambda: os.cpu_count() or 1, replace=True)
+    OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
+
+
+def option_groups() -> str:
+    """A line a configuration group with its presets, for the help text (schemas are nobody's choice)."""
+    folders = sorted(path for path in conf_dir().rglob("*") if path.is_dir() and path.name not in ("hydra", "local"))
+    presets = {folder: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return "\n".join(f"{folder.relative_to(conf_dir()).as_posix()}: {', '.join(names)}" for folder, names in presets.items() if names)
 
 
 def validate(config: DictConfig) -> RunConfig:
