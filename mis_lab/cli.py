@@ -84,9 +84,9 @@ def job(config: DictConfig) -> float | None:
     settings = HydraConfig.get()
     try:
         run_config = schema.validate(config)
-        from mis_lab import pipeline
+        from mis_lab.pipeline.run import run
 
-        return pipeline.run(
+        return run(
             run_config,
             run_dir=settings.runtime.output_dir,
             run_key=schema.run_key(config),

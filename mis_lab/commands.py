@@ -130,10 +130,11 @@ def model(argv: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="option=value")
     arguments = parser.parse_args(argv)
     config = compose(arguments.overrides)
+    from mis_lab.core.device import resolve_device
     from mis_lab.model.modules import list_modules
-    from mis_lab.pipeline import open_model
+    from mis_lab.pipeline.lab import open_model
 
-    rows = [(row.path, row.type, row.shape, row.layout) for row in list_modules(open_model(config))]
+    rows = [(row.path, row.type, row.shape, row.layout) for row in list_modules(open_model(config, Store(Path(config.paths.store)), resolve_device(config.device)))]
     _table(("site", "module", "output", "layout"), rows)
     return EXIT_OK
 

@@ -6,7 +6,7 @@ YAML presets under ``conf/`` fill these schemas; a wrong group, key, type or enu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,23 @@ from mis_lab.dataset.config import (
     MnistConfig,
     PhotoPatchesConfig,
 )
-from mis_lab.metric.config import EmbeddingConfig, ExternalMetricConfig, LpipsBaselineSqueezeConfig, MetricConfig
+from mis_lab.metric.config import (
+    EmbeddingConfig,
+    ExternalMetricConfig,
+    LpipsBaselineSqueezeConfig,
+    MetricConfig,
+)
 from mis_lab.mis.config import MisConfig
 from mis_lab.model.config import ModelConfig
 from mis_lab.report.config import ReportConfig
-from mis_lab.sae.config import ExternalSaeConfig, NoSaeConfig, ReluConfig, SaeConfig, TopKConfig, TrainerConfig
+from mis_lab.sae.config import (
+    ExternalSaeConfig,
+    NoSaeConfig,
+    ReluConfig,
+    SaeConfig,
+    TopKConfig,
+    TrainerConfig,
+)
 from mis_lab.tracking.config import LoggerConfig
 
 
@@ -126,9 +138,22 @@ def conf_dir() -> Path:
 
 def run_key(root: DictConfig) -> str:
     """Hash of the resolved configuration without what cannot change results (the resolver ``${run_key:}``)."""
-    content = OmegaConf.to_container(_without_hydra(root), resolve=True, throw_on_missing=False, enum_to_str=True)
+    config = _without_hydra(root)
+    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=False, enum_to_str=True)
     assert isinstance(content, dict)
-    return content_key({name: value for name, value in content.items() if name not in NOT_IN_RUN_KEY}, length=12)
+    effective = _with_an_effect(content, config)
+    return content_key({name: value for name, value in effective.items() if name not in NOT_IN_RUN_KEY}, length=12)
+
+
+def _with_an_effect(content: dict[Any, Any], config: DictConfig) -> dict[Any, Any]:
+    """`content` of `config` without the fields that its schemas mark ``NO_EFFECT``."""
+    schema = OmegaConf.get_type(config)
+    marks = {each.name: each.metadata for each in fields(schema)} if is_dataclass(schema) else {}
+    return {
+        name: _with_an_effect(value, config[name]) if isinstance(value, dict) else value
+        for name, value in content.items()
+        if marks.get(name, {}).get("affects_result", True)
+    }
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

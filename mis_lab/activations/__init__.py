@@ -1,1 +1,1 @@
-"""Activations of a network at its sites: extracted once, stored as memory maps, streamed; image pools of units."""
+"""Activations of a network at its sites: extracted once, stored, streamed; image pools of units."""

@@ -29,7 +29,8 @@ class ActivationsConfig:
         precision: of the stored numbers; float16 halves the disk.
         shard_mib: size of one shard file.
         batch_size, workers: of the forward passes.
-        memory_mib: how much of the activations the loader holds in memory at once to shuffle.
+        memory_mib: how much of the activations the loader holds in memory at once to shuffle (the order of
+            training depends on it where they do not all fit).
     """
 
     precision: Precision = Precision.float32
@@ -39,5 +40,8 @@ class ActivationsConfig:
     memory_mib: int = 2048
 
     def __post_init__(self) -> None:
-        if min(self.shard_mib, self.batch_size, self.memory_mib) < 1 or self.workers < 0:
-            raise ConfigError(f"activations needs positive sizes, got {self}")
+        for name in ("shard_mib", "batch_size", "memory_mib"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"activations.{name}={getattr(self, name)}: at least 1 is needed")
+        if self.workers < 0:
+            raise ConfigError(f"activations.workers={self.workers} is negative", fix="Use 0 for none.")

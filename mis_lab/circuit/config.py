@@ -10,8 +10,12 @@ from mis_lab.core.keys import NO_EFFECT
 
 
 class EffectMethod(Enum):
-    """atp: gradient at the clean image (attribution patching). ig_inputs: gradient averaged along the straight path
-    of the input from its baseline (Hanna et al. 2024)."""
+    """How effects are estimated.
+
+    atp: gradient at the image itself (attribution patching).
+    ig_inputs: gradient averaged along the straight path of the input, from the mean discovery image to the
+        image (Hanna et al. 2024).
+    """
 
     atp = 0
     ig_inputs = 1
@@ -25,10 +29,26 @@ class Baseline(Enum):
 
 
 class Quadrature(Enum):
+    """Rule of the path integral; trapezoid takes one pass more than `n_steps`."""
+
     midpoint = 0
     left = 1
     right = 2
     trapezoid = 3
+    gauss_legendre = 4
+
+
+class Objective(Enum):
+    """The scalar a circuit is about, one number an image. logit: the target class' output."""
+
+    logit = 0
+
+
+class Target(Enum):
+    """The class of each image that the objective reads: the network's own top class, or the image's label."""
+
+    prediction = 0
+    label = 1
 
 
 @dataclass
@@ -37,8 +57,7 @@ class CircuitConfig:
 
     Attributes:
         method, baseline, quadrature, n_steps: node effects.
-        objective: ``logit`` of the target.
-        target: ``prediction`` (the network's own top class of each image) or ``label``.
+        objective, target: what the circuit is about.
         n_discovery, n_evaluation: images of each, spread over the groups (0 = all).
         sizes: number of circuit sizes on the curve, log-spaced from 1 node to all live nodes.
         n_random: random circuits a size.
@@ -52,8 +71,8 @@ class CircuitConfig:
     baseline: Baseline = Baseline.mean
     quadrature: Quadrature = Quadrature.midpoint
     n_steps: int = 10
-    objective: str = "logit"
-    target: str = "prediction"
+    objective: Objective = Objective.logit
+    target: Target = Target.prediction
     n_discovery: int = 128
     n_evaluation: int = 96
     sizes: int = 12
@@ -67,7 +86,8 @@ class CircuitConfig:
         for name in ("n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"circuit.{name}={getattr(self, name)}: at least 1 is needed")
-        if self.objective != "logit":
-            raise ConfigError(f"circuit.objective={self.objective} is unknown", fix="Use logit.")
-        if self.target not in ("prediction", "label"):
-            raise ConfigError(f"circuit.target={self.target} is unknown", fix="Use prediction or label.")
+        for name in ("n_discovery", "n_evaluation"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"circuit.{name}={getattr(self, name)} is negative", fix="Use 0 for all images.")
+        if not self.min_effect > 0:
+            raise ConfigError(f"circuit.min_effect={self.min_effect} must be positive")

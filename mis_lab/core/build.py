@@ -11,6 +11,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from mis_lab.core.errors import ConfigError, nearest_first
@@ -60,10 +61,13 @@ def locate(target: str) -> Any:
                 continue  # the tail may be a class, not a module
             raise
         for part in parts[split:]:
-            if not hasattr(found, part):
+            if not hasattr(found, part) or isinstance(getattr(found, part), ModuleType):
                 near = nearest_first(part, [name for name in vars(found) if not name.startswith("_")], 5)
                 raise ConfigError(f"{TARGET}={target}: no {part} there", looked=module_name, fix=f"Nearest: {', '.join(near)}.")
             found = getattr(found, part)
+        home = getattr(found, "__module__", None) or parts[0]
+        if home.partition(".")[0] != parts[0]:  # what an allowed module happens to import is not allowed by that
+            raise ConfigError(f"{TARGET}={target} is not allowed", fix=f"It belongs to {home}.")
         return found
     raise ConfigError(f"{TARGET}={target}: no such module", looked="the installed packages")
 

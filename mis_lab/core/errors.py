@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -24,12 +26,16 @@ class MisLabError(Exception):
     exit_code = EXIT_USER_ERROR
 
     def __init__(self, what: str, *, looked: object = None, fix: str | None = None) -> None:
-        self.what, self.looked, self.fix = what, looked, fix
+        self.what, self.looked, self.fix = what, None if looked is None else str(looked), fix
         parts = [what.rstrip(".")]
         if looked is not None:
             parts.append(f"looked in {looked}")
         line = "; ".join(parts) + "."
         super().__init__(" ".join(f"{line} {fix}".split()) if fix else " ".join(line.split()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A job's process hands its error over to the sweep's, which tells the same line."""
+        return partial(type(self), looked=self.looked, fix=self.fix), (self.what,)
 
 
 class ConfigError(MisLabError):

@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or not even UTF-8
         raise StoreError(f"{path} is not readable JSON ({error})", fix="Remove it and run again.") from error
 
 
@@ -48,8 +48,8 @@ def full_disk_is_told(path: Path) -> Iterator[None]:
     """Turn "no space left on device" into a line that says where and how much is free."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _says_full(error):
             raise
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(existing).free / 2**20
@@ -57,3 +57,11 @@ def full_disk_is_told(path: Path) -> Iterator[None]:
             f"the disk is full while writing {path} ({free:.0f} MiB free)",
             fix="Free some space ('mis-lab store gc' removes what no run uses) or move the store with MIS_LAB_STORE.",
         ) from error
+
+
+def _says_full(error: Exception) -> bool:
+    """Whether a write failed for want of space: safetensors has an error of its own, NumPy leaves the number out."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error)
+    return "No space left on device" in text or (isinstance(error, OSError) and "requested and" in text)

@@ -20,7 +20,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     path.parent.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with full_disk_is_told(path):
+        path.touch()
+        mode = path.stat().st_mode
         save_file(ready, str(path), metadata=dict(metadata) if metadata else None)
+        path.chmod(mode)  # safetensors lets nobody else read; a store may be shared
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

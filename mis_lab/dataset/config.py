@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mis_lab.core.errors import ConfigError
-from mis_lab.core.keys import NO_EFFECT
 
 
 @dataclass
@@ -14,8 +13,8 @@ class SplitConfig:
     """Which images of a data set, chosen by group so that nothing leaks.
 
     Attributes:
-        hold_out: share of the groups that no SAE trains on and no circuit is found on; reconstruction and circuits
-            are evaluated there.
+        hold_out: share of the groups that no SAE trains on and no circuit is found on; reconstruction and
+            circuits are evaluated there.
         hold_out_seed: which groups those are.
         limit: at most so many images a split (0 = all), spread evenly over its groups; for quick looks.
         classes: keep only images of these class names (empty = all).
@@ -28,7 +27,9 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_out < 1:
-            raise ConfigError(f"dataset.split.hold_out={self.hold_out} is not a share", fix="Give 0 <= hold_out < 1.")
+            raise ConfigError(
+                f"dataset.split.hold_out={self.hold_out} is not a share", fix="Give 0 <= hold_out < 1."
+            )
         if self.limit < 0:
             raise ConfigError(f"dataset.split.limit={self.limit} is negative", fix="Use 0 for all images.")
 
@@ -88,18 +89,24 @@ class MnistConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.n_score < 500:
-            raise ConfigError(f"dataset.n_score={self.n_score}: each digit has 500 images", fix="Use 1 to 499.")
+            raise ConfigError(
+                f"dataset.n_score={self.n_score}: each digit has 500 images", fix="Use 1 to 499."
+            )
 
 
 @dataclass
 class ImageFolderConfig(DatasetConfig):
-    """A folder of images: `root/<split>/<class>/...` when there is a folder of that name, else `root/<class>/...`.
+    """Images in `root/<split>/<class>/` when there are folders for both splits, else in `root/<class>/`.
 
     Attributes:
-        root: the folder.
-        score_share: without split folders, the share of each class that goes into `score`.
+        root: the folder. Split folders are called train and score (or val, validation, test).
+        score_share: without split folders, the share of each class that goes into `score` (of all groups when
+            images share groups).
         group: what images share that must not leak: ``none`` (every image its own), ``class``, or ``folder``.
-        on_broken: ``error``, or ``skip`` (with a warning that counts) for images that cannot be read.
+        on_broken: ``error``, or ``skip`` for images that cannot be read: all are read once when the data set
+            is opened, and a warning counts those left out.
+        verify: which files the data set's key hashes: ``sample`` (all up to 10,000, else 1,000 of them) or
+            ``full`` (all).
     """
 
     _target_: str = "mis_lab.dataset.image_folder.ImageFolder"
@@ -108,14 +115,19 @@ class ImageFolderConfig(DatasetConfig):
     score_share: float = 0.2
     group: str = "none"
     on_broken: str = "error"
+    verify: str = "sample"
 
     def __post_init__(self) -> None:
         if self.group not in ("none", "class", "folder"):
             raise ConfigError(f"dataset.group={self.group} is unknown", fix="Use none, class or folder.")
         if self.on_broken not in ("error", "skip"):
             raise ConfigError(f"dataset.on_broken={self.on_broken} is unknown", fix="Use error or skip.")
+        if self.verify not in ("sample", "full"):
+            raise ConfigError(f"dataset.verify={self.verify} is unknown", fix="Use sample or full.")
         if not 0 < self.score_share < 1:
-            raise ConfigError(f"dataset.score_share={self.score_share} is not a share between 0 and 1")
+            raise ConfigError(
+                f"dataset.score_share={self.score_share} is not a share", fix="Give a number between 0 and 1."
+            )
 
 
 @dataclass
@@ -124,10 +136,10 @@ class TransformConfig:
 
     Attributes:
         size: side of the square input in pixels.
-        resize: first resize the shorter side to this and crop the centre to `size`; 0 resizes straight to `size`.
+        resize: first resize the shorter side to this, then crop the centre; 0 resizes straight to `size`.
         channels: 3 or 1.
-        mean, std: per channel, on values in [0, 1].
-        scale: what 1.0 becomes before mean and std (255 for networks ported from Caffe or TensorFlow).
+        scale: what white becomes before mean and std (255 for networks ported from Caffe).
+        mean, std: per channel, on values in [0, scale].
         interpolation: bilinear, bicubic or nearest.
     """
 
@@ -140,17 +152,18 @@ class TransformConfig:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"model.input.size={self.size} is not positive")
+        if self.resize != 0 and self.resize < self.size:
+            raise ConfigError(
+                f"model.input.resize={self.resize} is smaller than the crop of size={self.size}",
+                fix="Use resize >= size, or 0 to resize straight to size.",
+            )
+        if self.scale <= 0 or min(self.std, default=1.0) <= 0:
+            raise ConfigError(f"model.input: scale and std must be positive, got {self.scale} and {self.std}")
         if self.channels not in (1, 3):
             raise ConfigError(f"model.input.channels={self.channels}: images have 1 or 3")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ConfigError(f"model.input: mean and std need {self.channels} numbers each")
         if self.interpolation not in ("bilinear", "bicubic", "nearest"):
             raise ConfigError(f"model.input.interpolation={self.interpolation} is unknown")
-
-
-@dataclass
-class LoadingConfig:
-    """How images are read; none of it changes a result."""
-
-    batch_size: int = field(default=64, metadata=NO_EFFECT)
-    workers: int = field(default=0, metadata=NO_EFFECT)

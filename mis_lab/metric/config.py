@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mis_lab.core.errors import ConfigError
+from mis_lab.core.keys import NO_EFFECT
 from mis_lab.model.config import ModelConfig
 
 
@@ -23,15 +24,18 @@ class MetricConfig:
     _target_: str = "???"
     name: str = "???"
     temperature: float = 0.0
+    batch_size: int = field(default=64, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"metric.batch_size={self.batch_size} is not positive")
         if self.temperature < 0:
             raise ConfigError(f"metric.temperature={self.temperature} is negative", fix="Use 0 to measure it.")
 
 
 @dataclass
 class ExternalMetricConfig(MetricConfig):
-    """A metric of your own: `_target_` is called with `kwargs`."""
+    """A metric of your own: `_target_` is called with `kwargs` and `device`."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -58,8 +62,20 @@ class LpipsBaselineSqueezeConfig(MetricConfig):
 
 @dataclass
 class EmbeddingConfig(MetricConfig):
-    """Cosine of the pooled features of any network (usually a timm model); do not use the network under study."""
+    """Cosine of the pooled features of any network (usually a timm model); do not use the network under study.
 
-    _target_: str = "mis_lab.metric.embedding.Embedding"
+    Attributes:
+        model: the network; its one site is pooled.
+    """
+
+    _target_: str = "mis_lab.metric.embedding.PooledFeatures"
     name: str = "embedding"
     model: ModelConfig = field(default_factory=lambda: ModelConfig(name="???", sites=["head"]))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.model.sites) != 1:
+            raise ConfigError(
+                f"metric.model.sites={','.join(self.model.sites)}: the metric reads one site",
+                fix="Name the module whose features shall be compared.",
+            )

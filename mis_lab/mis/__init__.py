@@ -1,1 +1,1 @@
-"""Machine Interpretability Score of units: tasks, scores with intervals, fair comparison of kinds of units."""
+"""Machine Interpretability Score of units: tasks, scores with intervals, comparison of kinds of units."""

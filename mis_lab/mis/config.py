@@ -15,8 +15,8 @@ class Protocol(Enum):
 
     extreme: the N(K+1) most extreme images in K+1 bins of N; a task takes one of each bin, every image once
         (Borowski et al. 2021; Zimmermann et al. 2023).
-    quantile: K+1 distinct images of the `quantile` most extreme a task; the query is the least extreme of them
-        (the reference code).
+    quantile: K+1 distinct images of the `quantile` most extreme a task; the query is the least extreme of
+        them (the reference code).
     """
 
     extreme = 0
@@ -31,7 +31,7 @@ class Query(Enum):
 
 
 class Negatives(Enum):
-    """Where the weakly activating side comes from: the least active images, or random ones outside the top pool."""
+    """The weakly activating side: the least active images, or random ones outside the top pool."""
 
     bottom = 0
     random = 1
@@ -77,9 +77,25 @@ class MisConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"mis.{name}={getattr(self, name)}: at least 1 is needed")
         if not 0 < self.quantile <= 0.5:
-            raise ConfigError(f"mis.quantile={self.quantile}: above 0.5 the task is inverted", fix="Use 0 < quantile <= 0.5.")
+            raise ConfigError(
+                f"mis.quantile={self.quantile}: above 0.5 the task is inverted",
+                fix="Use 0 < quantile <= 0.5.",
+            )
         unknown = set(self.controls) - {"permuted", "random_directions"}
         if unknown:
-            raise ConfigError(f"mis.controls: unknown {', '.join(sorted(unknown))}", fix="Use permuted, random_directions.")
-        if not self.negatives:
-            raise ConfigError("mis.negatives is empty", fix="Use [random], [bottom] or both.")
+            raise ConfigError(
+                f"mis.controls: unknown {', '.join(sorted(unknown))}", fix="Use permuted, random_directions."
+            )
+        if not self.negatives or len(set(self.negatives)) < len(self.negatives):
+            names = ", ".join(negatives.name for negatives in self.negatives)
+            raise ConfigError(
+                f"mis.negatives=[{names}] is empty or names one twice",
+                fix="Use [random], [bottom] or [random, bottom].",
+            )
+        if self.min_tasks > self.n_tasks:
+            raise ConfigError(
+                f"mis.min_tasks={self.min_tasks} is above mis.n_tasks={self.n_tasks}: no unit could be scored",
+                fix="Lower mis.min_tasks.",
+            )
+        if not self.ties >= 0:
+            raise ConfigError(f"mis.ties={self.ties} is negative", fix="Use 0 for exact ties only.")

@@ -12,7 +12,11 @@ from mis_lab.dataset.config import TransformConfig
 
 
 class Layout(Enum):
-    """How a site's output is laid out; ``auto`` reads it off the number of dimensions (4: bchw, 3: btd, 2: bd)."""
+    """How a site's output is laid out.
+
+    ``auto`` reads it off the shape: two dimensions are vectors, three a sequence of tokens; of four, inputs
+    being square, the two equal extents are the map (C, H, H: bchw; H, H, C: bhwc, as in Swin).
+    """
 
     auto = 0
     bchw = 1
@@ -22,7 +26,7 @@ class Layout(Enum):
 
 
 class Tokens(Enum):
-    """Which tokens of a sequence are vectors: all, those of patches, or the prefix (class token, registers) alone."""
+    """Which tokens of a sequence are vectors: all, patches, or the prefix (class token, registers)."""
 
     all = 0
     patches = 1
@@ -54,6 +58,8 @@ class ClassifierTrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             raise ConfigError(f"model.training needs positive epochs, batch_size and lr, got {self}")
+        if not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.lr_step < 0:
+            raise ConfigError(f"model.training needs momentum, weight_decay and lr_step from 0 on, got {self}")
 
 
 @dataclass
@@ -62,18 +68,19 @@ class ModelConfig:
 
     Attributes:
         name: short name for tables.
-        network: ``_target_`` and keywords of what makes the module (``timm.create_model``, a torchvision function,
-            a class of your own).
-        weights: where weights come from: ``none`` (as the network's constructor leaves them, from `init_seed`),
-            ``package:<name>`` (a packaged file, see mis_lab/model/packaged.py), ``file:<path>`` (safetensors, or a
+        network: ``_target_`` and keywords of what makes the module (``timm.create_model``, a torchvision
+            function, a class of your own). Pretrained weights of timm or torchvision are asked for here
+            (``pretrained: true``, ``weights: IMAGENET1K_V1``).
+        weights: where weights come from: ``none`` (as the network's constructor leaves them, from
+            `init_seed`), ``package:NAME`` (see mis_lab/model/packaged.py), ``file:PATH`` (safetensors, or a
             state dict that loads with weights_only), or ``train`` (trained here, see `training`).
-            Pretrained weights of timm or torchvision: say so in `network` (``pretrained: true``, ``weights: ...``).
         init_seed: seed of random initial weights.
         sites: module paths, in the order of the network.
         layout, tokens: see :class:`Layout`, :class:`Tokens`.
         input: how images become its input.
         training: used with ``weights: train``.
         class_names: ``imagenet`` for the 1,000 names, ``dataset`` for the data set's own, or ``none``.
+        channels_last: keep feature maps with channels innermost in memory (twice as fast on CPUs).
     """
 
     name: str = "???"
@@ -96,7 +103,10 @@ class ModelConfig:
             )
         if len(set(self.sites)) != len(self.sites):
             raise ConfigError(f"model.sites names a module twice: {', '.join(self.sites)}")
-        if self.weights.partition(":")[0] not in ("none", "package", "file", "train"):
-            raise ConfigError(f"model.weights={self.weights}", fix="Use none, package:NAME, file:PATH or train.")
+        kind, _, which = self.weights.partition(":")
+        if kind not in ("none", "package", "file", "train") or (kind in ("package", "file")) != bool(which):
+            raise ConfigError(
+                f"model.weights={self.weights} is unknown", fix="Use none, package:NAME, file:PATH or train."
+            )
         if self.class_names not in ("imagenet", "dataset", "none"):
-            raise ConfigError(f"model.class_names={self.class_names}", fix="Use imagenet, dataset or none.")
+            raise ConfigError(f"model.class_names={self.class_names} is unknown", fix="Use imagenet, dataset or none.")

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from mis_lab.core.errors import ConfigError
+from mis_lab.core.keys import NO_EFFECT
 
 
 @dataclass
@@ -25,8 +26,16 @@ class SaeConfig:
     n_features: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_features < 0 or (self.n_features == 0 and self.expansion <= 0):
+        if self.n_features < 0:
+            raise ConfigError(
+                f"sae.n_features={self.n_features} is negative", fix="Use 0 for expansion times the width."
+            )
+        if self.n_features == 0 and self.expansion <= 0:
             raise ConfigError(f"sae.expansion={self.expansion} must be positive")
+
+    def features_of(self, width: int) -> int:
+        """Number of features at a site of `width`."""
+        return self.n_features or max(1, round(self.expansion * width))
 
 
 @dataclass
@@ -93,9 +102,11 @@ class TopKConfig(SaeConfig):
         if self.k < 1:
             raise ConfigError(f"sae.k={self.k}: at least one feature must be active")
         if self.n_features and self.k > self.n_features:
-            raise ConfigError(f"sae.k={self.k} is more than the {self.n_features} features", fix="Lower k or raise n_features.")
-        if self.aux_k < 0:
-            raise ConfigError(f"sae.aux_k={self.aux_k} is negative")
+            raise ConfigError(
+                f"sae.k={self.k} is more than the {self.n_features} features", fix="Lower k or raise n_features."
+            )
+        if self.aux_k < 0 or self.aux_weight < 0:
+            raise ConfigError(f"sae.aux_k={self.aux_k} and sae.aux_weight={self.aux_weight} must not be negative")
 
 
 class Normalisation(Enum):
@@ -117,7 +128,10 @@ class TrainerConfig:
     Attributes:
         n_vectors: budget: vectors seen in all, epochs as needed.
         batch_size: vectors a step.
-        optimizer, lr, beta1, beta2: Adam, or SGD with momentum `beta1`.
+        optimizer, beta1, beta2: Adam, or SGD with momentum `beta1`.
+        lr: largest learning rate of an SAE of `lr_features` features.
+        lr_features: an SAE of F features learns at lr·√(lr_features / F), so that one setting serves sites of any
+            width (the rule of Gao et al. 2024, app. A.3); 0 takes `lr` as it is.
         warmup: share of the steps over which the rate rises from 0.
         decay: share of the steps, at the end, over which it falls to 0.
         sparsity_warmup: share of the steps over which the sparsity penalty (not k) rises from 0.
@@ -132,7 +146,8 @@ class TrainerConfig:
     n_vectors: int = 1_000_000
     batch_size: int = 1024
     optimizer: SaeOptimizer = SaeOptimizer.adam
-    lr: float = 3e-3
+    lr: float = 1e-2
+    lr_features: int = 256
     beta1: float = 0.9
     beta2: float = 0.999
     warmup: float = 0.04
@@ -140,13 +155,25 @@ class TrainerConfig:
     sparsity_warmup: float = 0.05
     clip: float = 1.0
     normalisation: Normalisation = Normalisation.unit_variance
-    dead_after: int = 50_000
+    dead_after: int = 10_000
     unit_norm: bool = True
-    checkpoint_steps: int = 500
-    log_steps: int = 25
+    checkpoint_steps: int = field(default=500, metadata=NO_EFFECT)
+    log_steps: int = field(default=25, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
         if self.n_vectors < 1 or self.batch_size < 1 or self.lr <= 0 or self.dead_after < 1 or self.log_steps < 1:
             raise ConfigError(f"trainer needs positive n_vectors, batch_size, lr, dead_after and log_steps, got {self}")
+        for name in ("clip", "checkpoint_steps", "lr_features"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} is negative", fix="Use 0 for none.")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigError(f"trainer.beta1={self.beta1} and trainer.beta2={self.beta2} must lie in [0, 1)")
         if min(self.warmup, self.decay, self.sparsity_warmup) < 0 or self.warmup + self.decay > 1:
-            raise ConfigError(f"trainer.warmup={self.warmup} and trainer.decay={self.decay} must be shares that fit in one run")
+            raise ConfigError(
+                f"trainer.warmup={self.warmup} and trainer.decay={self.decay} must be shares that fit in one run"
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Steps within the budget, at least one."""
+        return max(1, self.n_vectors // self.batch_size)

@@ -1,0 +1,70 @@
+"""Ablate nodes at sites while the network runs, the rest recomputed from the running activations.
+
+With e = x − Σ_k f_k·atom_k − offset, keeping C and setting the others to (f_b, e_b) has two equal forms:
+
+    error node kept:     x' = x + Σ_{k∉C} (f_b − f)_k·atom_k
+    error node ablated:  x' = state + Σ_{k∈C} (f − f_b)_k·atom_k,    state = Σ_k f_b,k·atom_k + offset + e_b
+
+Neither needs the reconstruction x̂, so nothing is added and subtracted again: with every node kept x is handed
+on untouched, with every node ablated the state takes its place, both to the bit.
+"""
+
+# B images  P positions  D site width  F features  N nodes: F features, then the error node where there is one
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mis_lab.circuit.baselines import NodeSet, SiteNodes
+from mis_lab.circuit.dictionaries import n_images_at_once, n_nodes
+from mis_lab.model.intervene import Replacement
+
+# Site path → (N,) bool: the nodes that are kept.
+Kept = Mapping[str, Tensor]
+
+
+def ablation(nodes: SiteNodes, kept_n: Tensor) -> Replacement:
+    """Vectors (B, P, D) of a site → the same with every node outside `kept_n` at its baseline.
+
+    With every node kept the function returns the very tensor it gets.
+    """
+    dictionary, state = nodes.dictionary, nodes.state
+    if bool(kept_n.all()):
+        return lambda x_bpd: x_bpd
+    if not kept_n.any():
+        return lambda x_bpd: state.expand_as(x_bpd).clone()
+    if not dictionary.has_error:  # the nodes are the coordinates
+        return lambda x_bpd: torch.where(kept_n, x_bpd, state)
+
+    keeps_error = bool(kept_n[-1])
+    moved_k = (~kept_n[:-1] if keeps_error else kept_n[:-1]).nonzero().squeeze(1)
+    baseline = nodes.features[..., moved_k]
+
+    def replace(x_bpd: Tensor) -> Tensor:
+        parts = []
+        for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
+            codes = dictionary.encode(x)[..., moved_k]
+            if keeps_error:
+                parts.append(x + dictionary.combine(baseline - codes, moved_k))
+            else:
+                parts.append(state + dictionary.combine(codes - baseline, moved_k))
+        return torch.cat(parts)
+
+    return replace
+
+
+def ablations(nodes: NodeSet, kept: Kept) -> dict[str, Replacement]:
+    """Site path → :func:`ablation`, for :meth:`Problem.values`; untouched sites are left out."""
+    return {
+        path: ablation(of_site, kept[path].to(of_site.state.device))
+        for path, of_site in nodes.items()
+        if not bool(kept[path].all())
+    }
+
+
+def nothing_kept(nodes: NodeSet) -> dict[str, Tensor]:
+    """The empty circuit: every node of every site ablated."""
+    return {path: torch.zeros(n_nodes(of_site.dictionary), dtype=torch.bool) for path, of_site in nodes.items()}

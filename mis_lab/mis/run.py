@@ -1,0 +1,204 @@
+"""Scores all units of a source: pools while activations stream by, then tasks and scores chunk by chunk."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mis_lab.activations.pools import Pools, gather
+from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.intervals import Interval
+from mis_lab.core.keys import content_key
+from mis_lab.core.progress import progress
+from mis_lab.core.seeding import derive_seed, generator
+from mis_lab.metric.base import Embedding
+from mis_lab.mis.config import MisConfig, Negatives
+from mis_lab.mis.score import Scores, margins, measure_temperature, score
+from mis_lab.mis.tasks import Tasks, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
+from mis_lab.mis.units import UnitStatus
+
+if TYPE_CHECKING:
+    from mis_lab.activations.shards import StoredActivations
+    from mis_lab.activations.units import UnitSource
+
+# U units  N tasks a unit
+
+PERMUTED = "permuted"
+logger = logging.getLogger(__name__)
+
+
+def score_units(
+    stored: StoredActivations,
+    source: UnitSource,
+    embedding: Embedding,
+    config: MisConfig,
+    seed: int,
+    *,
+    temperature: float = 0.0,
+    units: Sequence[int] | None = None,
+    unit_names: Sequence[str] | None = None,
+    control: str = "",
+    device: torch.device | str = "cpu",
+) -> UnitScores:
+    """Machine Interpretability Score of the units of `source`.
+
+    Args:
+        stored: activations of one site; pools are taken from all their images.
+        source: neurons, features, random directions.
+        embedding: of the same images in the same order.
+        seed: of ties, random pools, tasks and bootstrap; each unit has its own stream, so that scoring fewer units or
+            in other chunks changes none.
+        temperature: τ of the soft score, the metric's own; 0 measures it.
+        units: numbers of the units wanted; all by default. `unit_names`: their names, "feature 17" by default.
+        control: ``permuted`` gives each unit's activations to other images first.
+        device: where activations are ranked and margins computed; changes no image of a task.
+
+    Raises:
+        DataError: when the embedding is of other images, an activation is not finite, or there are too few images.
+        ConfigError: for an unknown control.
+    """
+    if control not in ("", PERMUTED):
+        raise ConfigError(f"unknown control {control}", looked=PERMUTED)
+    _require_same_images(stored.ids, embedding)
+    numbers = list(range(source.n_units)) if units is None else list(units)
+    names = [f"{source.kind.replace('_', ' ')} {number}" for number in numbers]
+    if unit_names is not None and len(names := list(unit_names)) != len(numbers):
+        raise ValueError(f"{len(names)} names for {len(numbers)} units")
+
+    needs = pool_needs(config, stored.n_images)
+    pools = gather(
+        stored,
+        source,
+        needs.size,
+        seed,
+        config.image_activation,
+        per_group=needs.per_group,
+        units=units,
+        permute_seed=derive_seed(seed, PERMUTED) if control == PERMUTED else None,
+        device=device,
+    )
+    embedding = _on_device(embedding, device)
+    temperature = temperature or measure_temperature(embedding, config.n_explanations)
+    setting = _Setting(
+        config=config,
+        embedding=embedding,
+        temperature=temperature,
+        tie=config.ties * embedding.scale,
+        seed=derive_seed(seed, "mis", stored.site.path, source.kind, control),
+        groups=group_codes(stored.groups),
+    )
+    keys = torch.tensor(numbers, dtype=torch.int64)
+    scores = UnitScores(
+        site=stored.site.path,
+        kind=source.kind,
+        control=control,
+        units=keys,
+        unit_names=names,
+        settings=Settings(
+            protocol=config.protocol.name,
+            query=config.query.name,
+            n_explanations=config.n_explanations,
+            n_tasks=config.n_tasks,
+            min_tasks=config.min_tasks,
+            pool_size=needs.size,
+            one_per_group=config.one_per_group,
+            image_activation=config.image_activation.name,
+            ties=config.ties,
+            metric=embedding.metric,
+            metric_fingerprint=embedding.fingerprint,
+            temperature=temperature,
+            tie=setting.tie,
+            n_images=stored.n_images,
+            images=content_key(stored.ids),
+        ),
+        seed=seed,
+        n_active=pools.n_active,
+        minimum=pools.minimum,
+        maximum=pools.maximum,
+        image_ids=list(stored.ids),
+        image_groups=list(stored.groups),
+        by_negatives={negatives.name: _score_all(pools, negatives, keys, setting) for negatives in config.negatives},
+    )
+    _log(scores)
+    return scores
+
+
+def sample_units(n_units: int, n: int, seed: int) -> list[int]:
+    """At most `n` of `n_units` units in ascending order, for a control that need not cover all."""
+    return sorted(torch.randperm(n_units, generator=generator(seed, "control units"))[:n].tolist())
+
+
+class _Setting(NamedTuple):
+    """What is the same for all units."""
+
+    config: MisConfig
+    embedding: Embedding
+    temperature: float
+    tie: float
+    seed: int
+    groups: Tensor
+
+
+def _score_all(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setting) -> NegativesScores:
+    config, starts = setting.config, range(0, len(keys), setting.config.chunk)
+    parts = []
+    for start in progress(starts, f"scores with {negatives.name} negatives", unit="chunk"):
+        chunk = slice(start, start + config.chunk)
+        some = {name: part[chunk] for name, part in pools._asdict().items() if name != "n_images"}
+        parts.append(_score_chunk(pools._replace(**some), negatives, keys[chunk], setting))
+    return NegativesScores(
+        status=torch.cat([part.status for part in parts]),
+        tasks=Tasks(*(torch.cat(columns) for columns in zip(*(part.tasks for part in parts), strict=True))),
+        margins=torch.cat([part.margins for part in parts]),
+        scores=Scores(
+            *(
+                Interval(*(np.concatenate(limits) for limits in zip(*intervals, strict=True)))
+                for intervals in zip(*(part.scores for part in parts), strict=True)
+            )
+        ),
+    )
+
+
+def _score_chunk(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setting) -> NegativesScores:
+    config = setting.config
+    tasks, status = draw_tasks(pools, config, negatives, setting.seed, keys, setting.groups, pools.n_images)
+    delta_un = margins(tasks, setting.embedding)
+    scores = score(delta_un, tasks.n_tasks, setting.temperature, setting.tie, config.n_bootstrap, setting.seed)
+    return NegativesScores(status, tasks, delta_un, scores)
+
+
+def _require_same_images(ids: Sequence[str], embedding: Embedding) -> None:
+    if len(ids) != len(embedding.ids):
+        raise DataError(
+            f"the metric {embedding.metric} embedded {len(embedding.ids)} images, the activations are of {len(ids)}",
+            fix="Embed the images of the activations, in their order.",
+        )
+    for place, (ours, theirs) in enumerate(zip(ids, embedding.ids, strict=True)):
+        if ours != theirs:
+            raise DataError(
+                f"image {place} is {ours} in the activations and {theirs} in the embedding of {embedding.metric}",
+                fix="Embed the images of the activations, in their order.",
+            )
+
+
+def _on_device(embedding: Embedding, device: torch.device | str) -> Embedding:
+    if embedding.rows is not None:
+        return dataclasses.replace(embedding, rows=embedding.rows.to(device))
+    assert embedding.gram is not None
+    return dataclasses.replace(embedding, gram=embedding.gram.to(device))
+
+
+def _log(scores: UnitScores) -> None:
+    for negatives, result in scores.by_negatives.items():
+        scored = result.status == UnitStatus.ok.value
+        soft = np.asarray(result.scores.soft.estimate)[scored.numpy()]
+        mean = f", mean soft score {soft.mean():.3f}" if len(soft) else ""
+        shares = ", ".join(f"{result.share(status):.1%} {status.name}" for status in UnitStatus if result.share(status))
+        logger.info("%s of %s, %s negatives: %s%s", scores.label, scores.site, negatives, shares, mean)

@@ -1,0 +1,135 @@
+"""The stage ``report``: hands what a run made to the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from mis_lab import __version__
+from mis_lab.circuit.result import CircuitResult
+from mis_lab.config import Stage
+from mis_lab.core.files import read_json, write_json
+from mis_lab.core.keys import plain
+from mis_lab.core.store import Artifact, Recipe
+from mis_lab.mis.compare import from_json
+from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.pipeline.lab import SUMMARY, Lab
+from mis_lab.pipeline.stages import COMPARISONS, PARTS, SPLICE, kinds_of_units
+from mis_lab.pipeline.versions import versions
+from mis_lab.report.collect import SaeResults, Sources, collect
+from mis_lab.report.data import ArtifactRef, MisSettings, ModelSummary, RunSummary
+from mis_lab.report.page import write_report
+from mis_lab.sae import io as sae_io
+from mis_lab.sae.evaluate import ReconstructionQuality
+from mis_lab.sae.splice import SpliceQuality
+
+PAGE = "report.html"
+REPORT_VERSION = 1
+
+
+def report(lab: Lab, made: Mapping[str, Artifact]) -> Artifact:
+    """One page over `made`, the artifacts of the run's other stages."""
+    recipe = Recipe(
+        "report",
+        REPORT_VERSION,
+        {"report": plain(lab.config.report), "run_key": lab.run_key, "name": lab.config.name, "version": __version__},
+        {name: artifact.key for name, artifact in made.items()},
+        label=f"{lab.config.name} {lab.run_key}",
+    )
+
+    def build(folder: Path) -> None:
+        write_report(collect(sources(lab, made), lab.config.report), folder / PAGE, lab.config.report)
+        write_json(folder / SUMMARY, {"mib": (folder / PAGE).stat().st_size / 2**20})
+
+    return lab.store.get(recipe, build)
+
+
+def sources(lab: Lab, made: Mapping[str, Artifact]) -> Sources:
+    """What the page is made of, read from the artifacts `made`."""
+    config = lab.config
+    sites = config.model.sites
+    scores = {
+        (site, kind): UnitScores.read(made[f"mis/{site}/{kind}"].path)
+        for site in sites
+        for kind in kinds_of_units(lab)
+        if f"mis/{site}/{kind}" in made
+    }
+    return Sources(
+        run=_run(lab, made),
+        model=ModelSummary(
+            name=config.model.name,
+            weights=config.model.weights,
+            fingerprint=lab.model.fingerprint,
+            n_parameters=sum(parameter.numel() for parameter in lab.model.module.parameters()),
+            input_px=config.model.input.size,
+        ),
+        data=lab.data,
+        held_out=lab.held_out,
+        activations={site: made[f"activations/score/{site}"].path for site in sites if f"activations/score/{site}" in made},
+        image_activation=config.mis.image_activation,
+        saes={site: _sae(made[f"sae/{site}"].path, made[f"evaluate/{site}"].path) for site in sites if f"evaluate/{site}" in made},
+        scores=scores,
+        mis=_settings(lab, next(iter(scores.values()))) if scores else None,
+        comparisons=_comparisons(made["compare"].path) if "compare" in made else {},
+        circuit=CircuitResult.read(made["circuit"].path) if "circuit" in made else None,
+        seed=config.seed,
+    )
+
+
+def _run(lab: Lab, made: Mapping[str, Artifact]) -> RunSummary:
+    stages = [stage.name for stage in Stage if any(name.startswith(stage.name) for name in made)]
+    return RunSummary(
+        name=lab.config.name,
+        key=lab.run_key,
+        command=lab.command,
+        seed=lab.config.seed,
+        device=str(lab.device),
+        versions=versions(),
+        config_yaml=yaml.safe_dump(plain(lab.config), sort_keys=False),
+        artifacts=[ArtifactRef(artifact.recipe.stage, artifact.recipe.label, artifact.key) for artifact in made.values()],
+        stages=stages,
+    )
+
+
+def _sae(trained: Path, evaluated: Path) -> SaeResults:
+    parts = [part for part in PARTS if (evaluated / part).exists()]
+    qualities = {part: ReconstructionQuality.read(evaluated / part) for part in parts}
+    return SaeResults(
+        sae=sae_io.load(trained),
+        folder=trained,
+        n_vectors=int(read_json(trained / SUMMARY)["n_vectors"]),
+        seen=qualities["seen"],
+        held_out=qualities.get("held_out"),
+        splice=SpliceQuality(**read_json(evaluated / parts[-1] / SPLICE)),
+    )
+
+
+def _settings(lab: Lab, scores: UnitScores) -> MisSettings:
+    settings = scores.settings
+    return MisSettings(
+        metric=settings.metric,
+        metric_is_calibrated=settings.metric.startswith(("dreamsim", "lpips_alex", "lpips_vgg", "lpips_squeeze")),
+        temperature=settings.temperature,
+        temperature_is_measured=lab.metric.temperature == 0,
+        protocol=settings.protocol,
+        query=settings.query,
+        n_explanations=settings.n_explanations,
+        n_tasks=settings.n_tasks,
+        negatives=list(scores.by_negatives),
+        image_activation=settings.image_activation,
+        one_per_group=settings.one_per_group,
+        n_images=settings.n_images,
+        n_groups=len(np.unique(scores.image_groups)),
+        headline=("soft", next(iter(scores.by_negatives))),
+    )
+
+
+def _comparisons(folder: Path) -> dict[tuple[str, str], list]:
+    found: dict[tuple[str, str], list] = {}
+    for told in read_json(folder / COMPARISONS):
+        kind_a, kind_b = told.pop("kinds")
+        found.setdefault((kind_a, kind_b), []).append(from_json(told))
+    return found

@@ -1,0 +1,393 @@
+"""From a run's artifacts to what its page shows: reads results, picks units, and looks their images up again.
+
+Which images excite a unit, and where, is computed anew from the stored activations for the few units shown; scores,
+qualities and effects are read as they were written.
+"""
+
+# U units shown of a source  n images  P positions
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mis_lab.activations.config import ImageActivation
+from mis_lab.activations.pools import gather
+from mis_lab.activations.shards import StoredActivations
+from mis_lab.activations.units import Neurons, UnitSource, aggregate
+from mis_lab.circuit.circuit import ERROR
+from mis_lab.circuit.result import CircuitResult, KindResult
+from mis_lab.core.files import read_json
+from mis_lab.core.intervals import Interval
+from mis_lab.core.seeding import numpy_generator
+from mis_lab.dataset.base import ImageDataset
+from mis_lab.mis.compare import Comparison
+from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.mis.units import UnitStatus
+from mis_lab.report.config import ReportConfig
+from mis_lab.report.data import (
+    PICKS,
+    CircuitNode,
+    CircuitSite,
+    CircuitView,
+    ComparisonRow,
+    DatasetSummary,
+    FaithfulnessCurve,
+    KindScores,
+    MisSettings,
+    ModelSummary,
+    ReportData,
+    RunSummary,
+    Scene,
+    SiteSae,
+    SiteSummary,
+    UnitCard,
+    UnitImage,
+    UnitScore,
+)
+from mis_lab.sae.base import Sae
+from mis_lab.sae.evaluate import ReconstructionQuality
+from mis_lab.sae.splice import SpliceQuality
+from mis_lab.sae.train import LOSSES
+from mis_lab.sae.units import Features
+
+MOST_SCENES = 24  # on the contact sheet
+NODE_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class SaeResults:
+    """What is known of the SAE of a site; `held_out` None without held-out groups, `splice` on the same images as it
+    (or as `seen`)."""
+
+    sae: Sae
+    folder: Path
+    n_vectors: int
+    seen: ReconstructionQuality
+    held_out: ReconstructionQuality | None
+    splice: SpliceQuality
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything a report is made of; what was not run is empty or None.
+
+    Attributes:
+        data: "train" and "score"; without an SAE only the second is shown.
+        held_out: groups that are held out.
+        activations: site → folder with the activations of the split ``score``, in the order of the network.
+        scores: (site, kind of artifact) → scores; the second is ``neuron``, ``feature`` or a control.
+        comparisons: (kind, kind) → what was found at every site with every kind of negatives.
+    """
+
+    run: RunSummary
+    model: ModelSummary
+    data: Mapping[str, ImageDataset]
+    held_out: frozenset[str]
+    activations: Mapping[str, Path]
+    image_activation: ImageActivation
+    saes: Mapping[str, SaeResults]
+    scores: Mapping[tuple[str, str], UnitScores]
+    mis: MisSettings | None
+    comparisons: Mapping[tuple[str, str], Sequence[Comparison]]
+    circuit: CircuitResult | None
+    seed: int
+    notes: Sequence[str] = ()
+
+
+def collect(sources: Sources, config: ReportConfig) -> ReportData:
+    """What the page of a run shows."""
+    stored = {site: StoredActivations(folder) for site, folder in sources.activations.items()}
+    pictures = {
+        (site, kind): Pictures(sources, stored[site], source)
+        for site in stored
+        for kind, source in _sources_of(sources, site, stored[site].width).items()
+    }
+    return ReportData(
+        run=sources.run,
+        model=sources.model,
+        dataset=_dataset(sources),
+        sites=[
+            SiteSummary(
+                site, of.width, of.n_positions, sources.saes[site].sae.n_features if site in sources.saes else 0
+            )
+            for site, of in stored.items()
+        ],
+        saes=[_sae(site, results) for site, results in sources.saes.items()],
+        mis=sources.mis,
+        scores=[_kind_scores(site, kind, scores) for (site, kind), scores in sources.scores.items()],
+        units=[
+            card
+            for (site, kind), scores in sources.scores.items()
+            if kind in ("neuron", "feature")
+            for card in _cards(scores, pictures[site, kind], config, sources.seed)
+        ],
+        comparisons=[_row(a, b, comparison) for (a, b), found in sources.comparisons.items() for comparison in found],
+        circuit=_circuit(sources, pictures) if sources.circuit else None,
+        faithfulness=_curves(sources.circuit) if sources.circuit else [],
+        notes=sources.notes,
+    )
+
+
+def _sources_of(sources: Sources, site: str, width: int) -> dict[str, UnitSource]:
+    found: dict[str, UnitSource] = {"neuron": Neurons(width)}
+    if site in sources.saes:
+        found["feature"] = Features(sources.saes[site].sae)
+    return found
+
+
+class Pictures:
+    """Images of the units of one source at one site, with activation maps."""
+
+    def __init__(self, sources: Sources, stored: StoredActivations, source: UnitSource) -> None:
+        self.stored, self.source = stored, source
+        self.dataset, self.seed = sources.data["score"], sources.seed
+        self.image_activation = sources.image_activation
+
+    def of(self, units: Sequence[int], n_images: int) -> list[dict[str, list[UnitImage]]]:
+        """For each unit: ``top``, ``bottom`` and ``random`` → its `n_images` images, the most extreme first."""
+        if not units:
+            return []
+        pools = gather(self.stored, self.source, n_images, self.seed, self.image_activation, units=units)
+        return [
+            {name: self._images(unit, getattr(pools, name)[row].tolist()) for name in ("top", "bottom", "random")}
+            for row, unit in enumerate(units)
+        ]
+
+    @torch.no_grad()
+    def _images(self, unit: int, indices: Sequence[int]) -> list[UnitImage]:
+        chosen = [index for index in indices if index >= 0]
+        if not chosen:
+            return []
+        a_np1 = self.source.activate(self.stored.take(chosen))[..., unit : unit + 1].float()
+        values = aggregate(a_np1, self.image_activation)[:, 0].tolist()
+        maps = a_np1.reshape(len(chosen), *self.stored.site.grid).cpu().numpy()
+        return [
+            UnitImage(
+                self.dataset.image(index),
+                value,
+                self.dataset.groups[index],
+                self.dataset.ids[index],
+                heat if heat.size > 1 else None,
+            )
+            for index, value, heat in zip(chosen, values, maps, strict=True)
+        ]
+
+
+def _dataset(sources: Sources) -> DatasetSummary:
+    score, train = sources.data["score"], sources.data["train"]
+    groups = list(dict.fromkeys(score.groups))
+    counts = {"train": Counter(train.groups), "score": Counter(score.groups)}
+    shared = len(groups) < len(score)  # else every image is its own group
+    first = {group: score.groups.index(group) for group in groups[:MOST_SCENES]}
+    middle = {group: at + counts["score"][group] // 2 for group, at in first.items()}
+    return DatasetSummary(
+        name=score.name,
+        group_word="scene" if score.name == "photo_patches" else "group" if shared else "image",
+        n_train=sum(1 for group in train.groups if group not in sources.held_out),
+        n_score=len(score),
+        n_groups=len(groups),
+        n_held_out=len(sources.held_out),
+        scenes=[
+            Scene(group, score.image(at), counts["train"][group], counts["score"][group], group in sources.held_out)
+            for group, at in middle.items()
+        ],
+    )
+
+
+def _sae(site: str, results: SaeResults) -> SiteSae:
+    quality, splice = results.held_out or results.seen, results.splice
+    losses = read_json(results.folder / LOSSES)
+    return SiteSae(
+        site=site,
+        name=results.sae.config.name if hasattr(results.sae.config, "name") else type(results.sae).__name__,
+        n_features=results.sae.n_features,
+        n_vectors=results.n_vectors,
+        fvu=results.seen.fvu,
+        fvu_held_out=results.held_out.fvu if results.held_out else None,
+        l0=quality.l0,
+        dead_share=results.seen.dead_share,
+        ce_clean=splice.loss_original,
+        ce_spliced=splice.loss_spliced,
+        kl=splice.kl,
+        top1_agreement=splice.agreement,
+        loss_recovered_zero=splice.recovered_zero,
+        loss_recovered_mean=splice.recovered_mean,
+        evaluated_on=f"{splice.n_images} {'held-out ' if results.held_out else ''}images, target: the {splice.target}",
+        density_f=results.seen.density_f.numpy(),
+        loss_curve=(np.asarray(losses["step"]), np.asarray(losses["loss"])),
+    )
+
+
+def _kind_scores(site: str, kind: str, scores: UnitScores) -> KindScores:
+    any_result = next(iter(scores.by_negatives.values()))
+    return KindScores(
+        site=site,
+        kind=_page_kind(kind),
+        numbers=scores.units.numpy(),
+        status=[UnitStatus(number).name for number in any_result.status.tolist()],
+        n_active=scores.n_active.numpy(),
+        scores={
+            negatives: {name: np.asarray(interval.estimate) for name, interval in result.scores._asdict().items()}
+            for negatives, result in scores.by_negatives.items()
+        },
+    )
+
+
+def _page_kind(kind: str) -> str:
+    return {"random_directions": "random_direction"}.get(kind, kind)
+
+
+def pick_units(soft: np.ndarray, n: int, seed: int, scope: str) -> dict[str, list[int]]:
+    """``best``, ``random`` and ``worst`` → rows of `soft` (NaN for units without a score); no row twice."""
+    order = np.argsort(-soft, kind="stable")
+    order = order[np.isfinite(soft[order])].tolist()
+    n = min(n, len(order) // 3) or min(1, len(order))
+    best, worst = order[:n], order[n:][-n:][::-1]
+    rest = np.asarray(sorted(set(order) - set(best) - set(worst)), dtype=np.int64)
+    random = numpy_generator(seed, "units shown", scope).permutation(rest)[:n].tolist()
+    return dict(zip(PICKS, (best, random, worst), strict=True))
+
+
+def _cards(scores: UnitScores, pictures: Pictures, config: ReportConfig, seed: int) -> list[UnitCard]:
+    first = next(iter(scores.by_negatives.values()))
+    picked = pick_units(np.asarray(first.scores.soft.estimate), config.units, seed, f"{scores.site}/{scores.kind}")
+    rows = [(pick, row) for pick, of_pick in picked.items() for row in of_pick]
+    numbers = scores.units.tolist()
+    images = pictures.of([numbers[row] for _, row in rows], config.images)
+    wanted = ("top", *(negatives for negatives in scores.by_negatives))
+    return [
+        UnitCard(
+            site=scores.site,
+            kind=scores.kind,
+            number=numbers[row],
+            pick=pick,
+            status=UnitStatus(int(first.status[row])).name,
+            n_active=int(scores.n_active[row]),
+            n_images=scores.settings.n_images,
+            scores={
+                negatives: UnitScore(
+                    soft=_at(result.scores.soft, row),
+                    hard=_at(result.scores.hard, row),
+                    n_tasks=int(result.tasks.n_tasks[row]),
+                )
+                for negatives, result in scores.by_negatives.items()
+            },
+            images={name: of_unit[name] for name in wanted},
+        )
+        for (pick, row), of_unit in zip(rows, images, strict=True)
+    ]
+
+
+def _at(interval: Interval, row: int) -> Interval:
+    return Interval(*(float(np.asarray(values)[row]) for values in interval))
+
+
+def _row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
+    over_groups = comparison.mean_difference_groups
+    return ComparisonRow(
+        site=comparison.site,
+        negatives=comparison.negatives,
+        measure=comparison.measure,
+        a=_page_kind(a),
+        b=_page_kind(b),
+        n_a=comparison.a.n_scored,
+        n_b=comparison.b.n_scored,
+        median_a=comparison.a.median,
+        median_b=comparison.b.median,
+        median_difference=comparison.median_difference,
+        mean_difference=comparison.mean_difference,
+        mean_difference_groups=over_groups if np.isfinite(over_groups.low) else None,
+        cliffs_delta=comparison.cliffs_delta,
+        p_value=comparison.p_value,
+        p_holm=comparison.p_holm,
+        note=f"With units without a score counted as chance: {comparison.difference_with_unscored:+.3f}.",
+    )
+
+
+def _circuit(sources: Sources, pictures: Mapping[tuple[str, str], Pictures]) -> CircuitView:
+    result = sources.circuit
+    assert result is not None
+    shown = result.features or result.neurons
+    dataset = sources.data["score"]
+    group_of = dict(zip(dataset.ids, dataset.groups, strict=True))
+    settings = result.settings
+    return CircuitView(
+        objective=settings["objective"],
+        target={"prediction": "the network's own top class of each image", "label": "each image's label"}[
+            settings["target"]
+        ],
+        method=settings["method"],
+        baseline=settings["baseline"],
+        n_discovery=len(result.discovery_ids),
+        n_evaluation=len(result.evaluation_ids),
+        n_discovery_groups=len({group_of[image] for image in result.discovery_ids}),
+        n_evaluation_groups=len({group_of[image] for image in result.evaluation_ids}),
+        sites=[CircuitSite(site.path, site.n_live, site.attribution_gap, site.error_share) for site in shown.sites],
+        nodes=_nodes(sources, shown, pictures),
+    )
+
+
+def _nodes(sources: Sources, shown: KindResult, pictures: Mapping[tuple[str, str], Pictures]) -> list[CircuitNode]:
+    kind = shown.circuit.kind
+    nodes = shown.shown.nodes
+    units = {
+        site: [node.feature for node in nodes if node.site == site and node.feature != ERROR]
+        for site in sources.activations
+    }
+    images = {
+        (site, unit): of_unit["top"]
+        for site, of_site in units.items()
+        for unit, of_unit in zip(of_site, pictures[site, kind].of(of_site, NODE_IMAGES), strict=True)
+    }
+    found = []
+    for node, effect, error in zip(
+        nodes, shown.shown.effect.tolist(), shown.shown.standard_error.tolist(), strict=True
+    ):
+        is_error = node.feature == ERROR
+        found.append(
+            CircuitNode(
+                site=node.site,
+                kind="error" if is_error else kind,
+                number=None if is_error else node.feature,
+                effect=effect,
+                effect_se=error,
+                mis=None if is_error else _headline_score(sources, node.site, kind, node.feature),
+                images=images.get((node.site, node.feature), ()),
+            )
+        )
+    return found
+
+
+def _headline_score(sources: Sources, site: str, kind: str, unit: int) -> float | None:
+    if (site, kind) not in sources.scores:
+        return None
+    soft = np.asarray(next(iter(sources.scores[site, kind].by_negatives.values())).scores.soft.estimate)
+    return float(soft[unit]) if np.isfinite(soft[unit]) else None
+
+
+def _curves(result: CircuitResult) -> list[FaithfulnessCurve]:
+    found = []
+    for kind, of_kind in result.kinds.items():
+        curve, random = of_kind.curve, of_kind.curve.random
+        faithfulness = curve.faithfulness
+        found.append(
+            FaithfulnessCurve(
+                kind,
+                "effect",
+                curve.sizes,
+                np.asarray(faithfulness.estimate),
+                np.asarray(faithfulness.low),
+                np.asarray(faithfulness.high),
+                curve.cpr,
+                curve.cmd,
+                curve.live_only,
+            )
+        )
+        found.append(FaithfulnessCurve(kind, "random", curve.sizes, random.mean(0), random.min(0), random.max(0)))
+    return found

@@ -1,0 +1,41 @@
+"""Every number on the page: what it is, in words, with its unit and where it comes from (glossary.toml).
+
+A label of a number is only ever written through an entry here; a test holds the page to that.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number.
+
+    Attributes:
+        label: as in tables and text.
+        formula: how it is computed, in words.
+        unit: what it is measured in.
+        source: paper or package that defines it.
+        axis: as on an axis; `label` when not given.
+    """
+
+    label: str
+    formula: str
+    unit: str
+    source: str
+    axis: str = ""
+
+    @property
+    def axis_label(self) -> str:
+        return self.axis or self.label
+
+
+def _read() -> dict[str, Entry]:
+    text = files("mis_lab.report").joinpath("glossary.toml").read_text(encoding="utf-8")
+    return {key: Entry(**entry) for key, entry in tomllib.loads(text).items()}
+
+
+GLOSSARY = _read()

@@ -1,0 +1,274 @@
+"""The page itself: one HTML file that needs no server and asks for nothing, never larger than it may be."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mis_lab.core.errors import ConfigError
+from mis_lab.core.files import write_text
+from mis_lab.report import answer, figures, limits, tables, wording
+from mis_lab.report.config import ReportConfig
+from mis_lab.report.data import ReportData
+from mis_lab.report.gallery import (
+    NODE_IMAGES,
+    Shown,
+    chosen_cards,
+    circuit_page,
+    galleries,
+    image_sets,
+    shown_ids,
+    teasers,
+)
+from mis_lab.report.glossary import GLOSSARY
+from mis_lab.report.images import SpriteSheet, data_uri, gradient_uri, thumbnail
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = (
+    ("answer", "Answer"),
+    ("run", "Run"),
+    ("sae", "SAE"),
+    ("units", "Units"),
+    ("scores", "Scores"),
+    ("comparison", "Comparison"),
+    ("circuit", "Circuit"),
+    ("faithfulness", "Faithfulness"),
+    ("all-units", "All units"),
+    ("glossary", "Glossary"),
+    ("limits", "Limits"),
+    ("reproduce", "Reproduce"),
+)
+SCENE_SIZE = (136, 102)
+FEWEST_IMAGES = 3
+
+
+def write_report(data: ReportData, path: Path, config: ReportConfig) -> Path:
+    """Write the page to `path`.
+
+    It shows `config.images` images of `config.units` units; when that would make it larger than `config.max_mib`,
+    fewer images a unit, then fewer units, and says so.
+
+    Raises:
+        ConfigError: when not even a page without unit galleries is small enough.
+    """
+    allowed = config.max_mib * 2**20
+    wanted = Shown(config.images, config.units)
+    for shown in _ever_less(wanted):
+        html = render(data, config, shown)
+        size = len(html.encode("utf-8"))
+        if size <= allowed:
+            write_text(path, html)
+            return path
+        logger.info("the report with %d images of %d units a row takes %.1f MiB", *shown, size / 2**20)
+    mib = f"{size / 2**20:.1f} MiB"
+    raise ConfigError(
+        f"report.max_mib={config.max_mib:g} is too small: the page takes {mib} without pictures of units",
+        fix=f"Set report.max_mib={math.ceil(size / 2**20) + 1}.",
+    )
+
+
+def _ever_less(wanted: Shown) -> Iterator[Shown]:
+    """First all, then fewer images, then fewer units, then fewer images again, at last no unit."""
+    images, units = wanted
+    yield wanted
+    while images > FEWEST_IMAGES:
+        images = max(FEWEST_IMAGES, images * 2 // 3)
+        yield Shown(images, units)
+    while units > 1:
+        units = max(1, units * 2 // 3)
+        yield Shown(images, units)
+    while images > 1:
+        images -= 1
+        yield Shown(images, units)
+    yield Shown(1, 0)
+
+
+def render(data: ReportData, config: ReportConfig, shown: Shown) -> str:
+    """The page as text; equal data give equal text."""
+    environment = Environment(
+        loader=PackageLoader("mis_lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(glossary=GLOSSARY, wording=wording, heat_gradient=gradient_uri())
+    sprites = SpriteSheet(config.image_px)
+    content = (
+        _frame(data)
+        | _answer(data)
+        | _run(data)
+        | _saes(data)
+        | _units(data, config, shown, sprites)
+        | _scores(data)
+        | _circuit(data, shown, sprites)
+        | _all_units(data, shown)
+    )
+    return environment.get_template("report.html.j2").render(**content, sprite_rules=Markup(sprites.rules()))
+
+
+def _frame(data: ReportData) -> dict[str, Any]:
+    return {
+        "data": data,
+        "sections": SECTIONS,
+        "chart_css": Markup(_resource("chart.css")),
+        "page_css": Markup(_resource("page.css")),
+        "script": Markup(_resource("page.js")),
+        "missing": {
+            "sae": "the network was studied alone (sae=none), or the stage was not run.",
+            "mis": "the stage mis was not run.",
+            "comparison": "features and neurons were not both scored.",
+            "circuit": "the stage circuit was not run.",
+        },
+    }
+
+
+def _answer(data: ReportData) -> dict[str, Any]:
+    rows = figures.headline_rows(data)
+    measure, negatives = data.mis.headline if data.mis else ("soft", "random")
+    return {
+        "headline": answer.headline(data),
+        "sentences": answer.sentences(data),
+        "limits": limits.limits(data),
+        "notes": data.notes,
+        "difference_chart": figures.differences(rows) if rows else None,
+        "headline_term": measure,
+        "headline_measure": wording.named(wording.MEASURES, measure),
+        "headline_negatives": wording.named(wording.NEGATIVES, negatives),
+    }
+
+
+def _run(data: ReportData) -> dict[str, Any]:
+    scenes = [
+        {
+            "name": scene.name,
+            "held_out": scene.held_out,
+            "n_score": scene.n_score,
+            "uri": data_uri(thumbnail(scene.image, *SCENE_SIZE), 72),
+        }
+        for scene in data.dataset.scenes
+    ]
+    return {"scenes": scenes}
+
+
+def _saes(data: ReportData) -> dict[str, Any]:
+    charts = []
+    for sae in data.saes:
+        if sae.density_f is not None:
+            charts.append(
+                {
+                    "site": sae.site,
+                    "svg": figures.density(sae),
+                    "term": "n_in_bin",
+                    "words": "by how often they fire; the bar at 0 are dead ones",
+                }
+            )
+    for sae in data.saes:
+        if sae.loss_curve is not None:
+            charts.append({"site": sae.site, "svg": figures.loss(sae), "term": "training_loss", "words": ""})
+    return {
+        "sae_table": tables.sae_table(data.saes) if data.saes else None,
+        "sae_charts": charts,
+        "evaluated_on": wording.listed(list(dict.fromkeys(sae.evaluated_on for sae in data.saes if sae.evaluated_on))),
+    }
+
+
+def _units(data: ReportData, config: ReportConfig, shown: Shown, sprites: SpriteSheet) -> dict[str, Any]:
+    reduced = ""
+    if shown != (config.images, config.units):
+        reduced = (
+            f"To stay below {config.max_mib:g} MiB this page shows {shown.images} of "
+            f"{wording.plural(config.images, 'image')} a unit and {shown.units} of "
+            f"{wording.plural(config.units, 'unit')} a "
+            "row; report.max_mib raises the limit."
+        )
+    return {
+        "galleries": galleries(data, shown, sprites),
+        "teasers": teasers(data, shown, sprites),
+        "image_sets": image_sets(data),
+        "reduced": reduced,
+    }
+
+
+def _scores(data: ReportData) -> dict[str, Any]:
+    panels, measures = [], []
+    if data.mis is not None:
+        for measure in ("soft", "hard"):
+            axis = figures.score_range(data.scores, data.mis.negatives, measure)
+            rows = []
+            for site in data.sites:
+                charts = [
+                    {
+                        "svg": figures.distributions(data.scores, site.path, negatives, measure, axis),
+                        "words": wording.named(wording.NEGATIVES, negatives).capitalize(),
+                    }
+                    for negatives in data.mis.negatives
+                    if any(one.of(negatives, measure).size for one in data.scores if one.site == site.path)
+                ]
+                if charts:
+                    rows.append({"site": site.path, "charts": charts})
+            if rows:
+                panels.append({"measure": measure, "rows": rows})
+                measures.append({"key": measure, "words": wording.named(wording.MEASURES, measure)})
+    notes = dict.fromkeys(row.note for row in data.comparisons if row.note)
+    return {
+        "score_panels": panels,
+        "score_measures": measures,
+        "median_table": tables.median_table(data.scores, data.mis.negatives) if data.mis and data.scores else None,
+        "status_table": tables.status_table(data.scores) if data.scores else None,
+        "comparison_tables": tables.comparison_tables(data.comparisons),
+        "comparison_notes": list(notes),
+    }
+
+
+def _circuit(data: ReportData, shown: Shown, sprites: SpriteSheet) -> dict[str, Any]:
+    circuit, curves = data.circuit, data.faithfulness
+    n_shown = len(circuit.nodes) if circuit else None
+    node_images = min(NODE_IMAGES, max(shown.images, 1)) if shown.units else 0
+    return {
+        "circuit": circuit_page(circuit, sprites, node_images) if circuit else None,
+        "curve_chart": figures.faithfulness(curves, n_shown) if curves else None,
+        "curve_legend": [
+            (figures.curve_name(curve), f"{figures.kind_class(curve.kind)} s-{curve.selection}") for curve in curves
+        ],
+        "live_only": wording.listed(
+            [
+                f"{wording.fixed(curve.live_only)} for {wording.named(wording.KINDS, curve.kind)}"
+                for curve in curves
+                if curve.live_only is not None
+            ]
+        )
+        if any(curve.live_only is not None for curve in curves)
+        else "",
+        "curve_table": tables.curve_table(curves, n_shown) if curves and n_shown else None,
+    }
+
+
+def _all_units(data: ReportData, shown: Shown) -> dict[str, Any]:
+    if data.mis is None or not data.scores:
+        return {"units_columns": None, "units_data": None, "n_units": 0, "n_listed": 0}
+    columns = [tables.Column(label=label) for label in ("Site", "Kind", "Unit", "Status")]
+    columns.append(tables.Column("n_active"))
+    for negatives in data.mis.negatives:
+        for measure in ("soft", "hard"):
+            label = f"{GLOSSARY[measure].label}, {negatives}"
+            columns.append(tables.Column(measure, label))
+    n_units = sum(len(one.numbers) for one in data.scores)
+    return {
+        "units_columns": columns,
+        "units_data": Markup(tables.units_json(data, shown_ids(chosen_cards(data, shown)))),
+        "n_units": n_units,
+        "n_listed": min(n_units, tables.MAX_UNIT_ROWS),
+    }
+
+
+def _resource(name: str) -> str:
+    return files("mis_lab.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")

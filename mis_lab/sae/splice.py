@@ -1,0 +1,194 @@
+"""What is left of a network when a site's activations are replaced by their reconstruction.
+
+Everything is a mean over images, and loss recovered a ratio of such means, never a mean of ratios.
+"""
+
+# B images of a batch  P positions  D site width  K classes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.progress import progress
+from mis_lab.dataset.base import ImageDataset
+from mis_lab.dataset.loading import batches
+from mis_lab.model.capture import predictions
+from mis_lab.model.intervene import intervene
+from mis_lab.model.load import LoadedModel
+from mis_lab.model.sites import Site
+from mis_lab.sae.base import Sae
+
+SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
+Replace = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def spliced(model: LoadedModel, saes: Mapping[Site, Sae]) -> Iterator[None]:
+    """While open, forward passes of `model` go through the SAEs: each site's vectors become their reconstruction.
+
+    Raises:
+        ConfigError: when an SAE's width is not its site's.
+    """
+    for site, sae in saes.items():
+        if site.width != sae.width:
+            raise ConfigError(
+                f"the SAE of {site.path} has width {sae.width}, the site {site.width}", fix="Train one there."
+            )
+    with intervene(model, {site: _reconstruct(sae) for site, sae in saes.items()}):
+        yield
+
+
+def _reconstruct(sae: Sae) -> Replace:
+    return lambda x_bpd: sae(x_bpd).reconstruction
+
+
+@dataclass(frozen=True)
+class SpliceQuality:
+    """Cost of splicing one SAE in; all losses are mean cross-entropies over images, in nats.
+
+    Attributes:
+        target: what the cross-entropy is against: ``label``, or ``prediction`` (the untouched network's top class).
+        n_images: size of the evaluation set.
+        loss_original, loss_spliced, loss_zero, loss_mean: of the untouched network, with the reconstruction, with the
+            site set to zero, and to its mean vector.
+        kl: mean KL(original ‖ spliced) of the class distributions.
+        kl_reversed: mean KL(spliced ‖ original).
+        kl_zero, kl_mean: mean KL(original ‖ ablated).
+        agreement: share of images whose top class stays.
+        recovered_zero, recovered_mean: (L_ablated − L_spliced) / (L_ablated − L_original); None when the ablation
+            costs less than 1e-3 nats.
+        reason: why one of them is None, else empty.
+    """
+
+    target: str
+    n_images: int
+    loss_original: float
+    loss_spliced: float
+    loss_zero: float
+    loss_mean: float
+    kl: float
+    kl_reversed: float
+    kl_zero: float
+    kl_mean: float
+    agreement: float
+    recovered_zero: float | None
+    recovered_mean: float | None
+    reason: str
+
+
+def evaluate_splice(
+    model: LoadedModel,
+    site: Site,
+    sae: Sae,
+    dataset: ImageDataset,
+    mean_d: Tensor,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> SpliceQuality:
+    """:func:`evaluate_splices` for one site."""
+    return evaluate_splices(model, {site: sae}, dataset, {site: mean_d}, indices, batch_size, workers)[site.path]
+
+
+@torch.inference_mode()
+def evaluate_splices(
+    model: LoadedModel,
+    saes: Mapping[Site, Sae],
+    dataset: ImageDataset,
+    means: Mapping[Site, Tensor],
+    indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> dict[str, SpliceQuality]:
+    """Quality of each SAE spliced in alone, by its site's path; one pass over the images.
+
+    The target is the label where every image has one and the data set's classes are as many as the network's, else the
+    untouched network's own prediction.
+
+    Args:
+        saes: one a site, on the model's device.
+        means: (D,) mean vector of each site over its training data, for mean ablation.
+        indices: images to evaluate on (all by default).
+
+    Raises:
+        ConfigError: when an SAE's width is not its site's, or the network has no classes.
+        DataError: when there are no images.
+    """
+    if not model.n_classes:
+        raise ConfigError(f"model {model.name} does not put out (images, classes): no loss to recover")
+    chosen = list(range(len(dataset)) if indices is None else indices)
+    if not chosen:
+        raise DataError("no images to evaluate a spliced SAE on", fix="Check dataset.split.hold_out and limit.")
+    labels = [dataset.labels[index] for index in chosen]
+    labelled = min(labels) >= 0 and len(dataset.class_names) == model.n_classes
+    totals = {site: _Totals() for site in saes}
+    n_batches = -(-len(chosen) // batch_size)
+    done = 0
+    for batch in progress(
+        batches(dataset, model.transform, batch_size, workers, chosen), "splicing SAEs in", n_batches, unit="batch"
+    ):
+        original_bk = predictions(model, batch.images_bchw).double()
+        if labelled:
+            target_b = torch.tensor(labels[done : done + len(original_bk)], device=original_bk.device)
+        else:
+            target_b = original_bk.argmax(1)
+        done += len(original_bk)
+        for site, sae in saes.items():
+            with spliced(model, {site: sae}):
+                spliced_bk = predictions(model, batch.images_bchw).double()
+            with intervene(model, {site: torch.zeros_like}):
+                zero_bk = predictions(model, batch.images_bchw).double()
+            with intervene(model, {site: _constant(means[site])}):
+                mean_bk = predictions(model, batch.images_bchw).double()
+            totals[site].add(target_b, original_bk, spliced_bk, zero_bk, mean_bk)
+    target = "label" if labelled else "prediction"
+    return {site.path: total.quality(target, len(chosen)) for site, total in totals.items()}
+
+
+def _constant(value_d: Tensor) -> Replace:
+    return lambda x_bpd: value_d.to(x_bpd).expand_as(x_bpd)
+
+
+class _Totals:
+    """Sums over the batches so far, float64."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def add(self, target_b: Tensor, original_bk: Tensor, spliced_bk: Tensor, zero_bk: Tensor, mean_bk: Tensor) -> None:
+        numbers: dict[str, Tensor] = {"agreement": (spliced_bk.argmax(1) == original_bk.argmax(1)).double()}
+        outputs = {"original": original_bk, "spliced": spliced_bk, "zero": zero_bk, "mean": mean_bk}
+        logs = {name: logits_bk.log_softmax(1) for name, logits_bk in outputs.items()}
+        for name, log_bk in logs.items():
+            numbers[f"loss_{name}"] = F.nll_loss(log_bk, target_b, reduction="none")
+        numbers["kl"] = _kl(logs["original"], logs["spliced"])
+        numbers["kl_reversed"] = _kl(logs["spliced"], logs["original"])
+        numbers["kl_zero"] = _kl(logs["original"], logs["zero"])
+        numbers["kl_mean"] = _kl(logs["original"], logs["mean"])
+        for name, number_b in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(number_b.sum())
+
+    def quality(self, target: str, n_images: int) -> SpliceQuality:
+        means: dict[str, Any] = {name: total / n_images for name, total in self.sums.items()}
+        reasons = []
+        for ablation in ("zero", "mean"):
+            drop = means[f"loss_{ablation}"] - means["loss_original"]
+            if drop < SMALLEST_DROP:
+                means[f"recovered_{ablation}"] = None
+                reasons.append(f"{ablation} ablation costs {drop:.2g} nats, less than {SMALLEST_DROP:g}")
+            else:
+                means[f"recovered_{ablation}"] = (means[f"loss_{ablation}"] - means["loss_spliced"]) / drop
+        return SpliceQuality(target=target, n_images=n_images, reason="; ".join(reasons), **means)
+
+
+def _kl(log_p_bk: Tensor, log_q_bk: Tensor) -> Tensor:
+    """(B,) KL(p ‖ q) of the rows."""
+    return F.kl_div(log_q_bk, log_p_bk, reduction="none", log_target=True).sum(1)

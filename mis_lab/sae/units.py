@@ -1,0 +1,25 @@
+"""An SAE's features as units to score."""
+
+# B images  P positions  D site width  U units (features)
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mis_lab.sae.base import Sae
+
+
+class Features:
+    """Unit source of kind "feature": a unit's activation map is its code at every position."""
+
+    kind = "feature"
+
+    def __init__(self, sae: Sae) -> None:
+        self.sae = sae
+        self.n_units = sae.n_features
+
+    @torch.no_grad()
+    def activate(self, x_bpd: Tensor) -> Tensor:
+        """(B, P, U) codes of the vectors of some images, computed on the SAE's device."""
+        return self.sae.encode(x_bpd.to(self.sae.scale))

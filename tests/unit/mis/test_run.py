@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mis_lab.activations.config import ImageActivation
+from mis_lab.activations.pools import gather
+from mis_lab.activations.shards import ActivationWriter, StoredActivations
+from mis_lab.activations.units import Neurons, RandomDirections
+from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.keys import content_key
+from mis_lab.metric.base import Embedding
+from mis_lab.mis.compare import compare
+from mis_lab.mis.config import MisConfig, Negatives, Protocol
+from mis_lab.mis.run import sample_units, score_units
+from mis_lab.mis.score import measure_temperature
+from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.mis.units import UnitStatus
+from mis_lab.model.sites import Site
+
+N_IMAGES, N_CLUSTERS = 300, 10
+SITE = Site("features.3", "bchw", N_CLUSTERS + 2, 4, (2, 2))
+
+
+@pytest.fixture(scope="module")
+def clusters() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, N_CLUSTERS, N_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def stored(clusters, tmp_path_factory) -> StoredActivations:
+    """Channel c sees cluster c; the last but one is noise, the last is dead."""
+    rng = np.random.default_rng(1)
+    x_bpd = rng.random((N_IMAGES, 4, SITE.width)).astype(np.float32)
+    x_bpd[..., :N_CLUSTERS] *= clusters[:, None, None] == np.arange(N_CLUSTERS)
+    x_bpd[..., N_CLUSTERS] -= 0.5
+    x_bpd[..., -1] = 0
+    folder = tmp_path_factory.mktemp("stored")
+    ids, groups = [f"{n:04d}" for n in range(N_IMAGES)], [f"scene {n % 15}" for n in range(N_IMAGES)]
+    with ActivationWriter(folder, SITE, ids, groups, [-1] * N_IMAGES) as writer:
+        writer.append(torch.from_numpy(x_bpd), range(N_IMAGES))
+    return StoredActivations(folder)
+
+
+@pytest.fixture(scope="module")
+def embedding(clusters, stored, embedding_of) -> Embedding:
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((N_CLUSTERS, 24))[clusters] + 0.5 * rng.standard_normal((N_IMAGES, 24))
+    return replace(embedding_of(rows, gram=True), ids=stored.ids)
+
+
+CONFIG = MisConfig(n_explanations=3, n_tasks=6, min_tasks=3, n_bootstrap=50)
+
+
+def assert_same(mine: UnitScores, whole: UnitScores, rows) -> None:
+    """Ids equal to the bit, numbers as far as sums of other lengths allow."""
+    assert mine.units.tolist() == whole.units[rows].tolist()
+    for negatives, result in mine.by_negatives.items():
+        expected = whole.of(negatives)
+        assert torch.equal(result.status, expected.status[rows])
+        assert all(torch.equal(one, two[rows]) for one, two in zip(result.tasks, expected.tasks, strict=True))
+        torch.testing.assert_close(result.margins, expected.margins[rows], rtol=0, atol=1e-12, equal_nan=True)
+        for one, two in zip(result.scores, expected.scores, strict=True):
+            np.testing.assert_allclose(np.array(one), np.array(two)[:, rows], rtol=0, atol=1e-12)
+
+
+def test_neurons_that_see_a_cluster_are_told_from_noise_and_from_dead_ones(stored, embedding, tmp_path):
+    scores = score_units(stored, Neurons(SITE.width), embedding, CONFIG, 0)
+    assert list(scores.by_negatives) == ["random", "bottom"]
+    for result in scores.by_negatives.values():
+        names = [UnitStatus(number).name for number in result.status.tolist()]
+        assert names == ["ok"] * (N_CLUSTERS + 1) + ["dead"]
+        assert result.scores.hard.estimate[:N_CLUSTERS].mean() > 0.9  # a random image may be of the cluster
+        assert result.scores.soft.estimate[N_CLUSTERS] < result.scores.soft.estimate[:N_CLUSTERS].min()
+        assert np.isnan(result.scores.soft.estimate[-1])
+    assert scores.n_active[-1] == 0
+    assert scores.unit_names[3] == "neuron 3"
+    assert (scores.site, scores.kind, scores.label) == ("features.3", "neuron", "neurons")
+    scores.write(tmp_path)
+    read = UnitScores.read(tmp_path)
+    assert_same(read, scores, slice(None))
+    assert read.settings == scores.settings
+
+
+def test_every_setting_is_stored(stored, embedding):
+    config = replace(CONFIG, image_activation=ImageActivation.max, one_per_group=True, negatives=[Negatives.bottom])
+    settings = score_units(stored, Neurons(SITE.width), embedding, config, 5, temperature=0.3).settings
+    assert settings.temperature == 0.3
+    assert settings.tie == pytest.approx(1e-6 * embedding.scale)
+    assert (settings.pool_size, settings.one_per_group, settings.image_activation) == (24, True, "max")
+    assert (settings.metric, settings.metric_fingerprint) == (embedding.metric, embedding.fingerprint)
+    assert (settings.n_images, settings.images) == (N_IMAGES, content_key(stored.ids))
+    measured = score_units(stored, Neurons(SITE.width), embedding, CONFIG, 5)
+    assert measured.settings.temperature == measure_temperature(embedding, 3)
+    # The temperature belongs to metric and images: another seed has the same.
+    assert score_units(stored, Neurons(SITE.width), embedding, CONFIG, 6).settings == measured.settings
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("one_per_group", [False, True])
+def test_chunks_and_order_of_units_change_no_task(stored, embedding, protocol, one_per_group):
+    config = replace(CONFIG, protocol=protocol, one_per_group=one_per_group)
+    whole = score_units(stored, Neurons(SITE.width), embedding, config, 0)
+    assert_same(score_units(stored, Neurons(SITE.width), embedding, replace(config, chunk=5), 0), whole, slice(None))
+    for units in ([7, 11, 0, 3], [10]):
+        some = score_units(stored, Neurons(SITE.width), embedding, config, 0, units=units)
+        assert_same(some, whole, units)
+        assert some.unit_names == [f"neuron {unit}" for unit in units]
+    other = score_units(stored, Neurons(SITE.width), embedding, config, 1)
+    assert not torch.equal(other.of("random").tasks.query_negative, whole.of("random").tasks.query_negative)
+
+
+def test_rows_and_gram_matrix_give_the_same_scores(stored, embedding, embedding_of):
+    with_gram = score_units(stored, Neurons(SITE.width), embedding, CONFIG, 0)
+    values, vectors = torch.linalg.eigh(embedding.gram.double())
+    rows = (vectors * values.clamp_min(0).sqrt()).float()
+    other = score_units(stored, Neurons(SITE.width), replace(embedding, gram=None, rows=rows), CONFIG, 0)
+    for negatives, result in other.by_negatives.items():
+        expected = with_gram.of(negatives)
+        torch.testing.assert_close(result.margins, expected.margins, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_controls_score_less_and_can_be_compared(stored, embedding):
+    config = replace(CONFIG, n_tasks=12)
+    neurons = score_units(stored, Neurons(SITE.width), embedding, config, 0, units=range(N_CLUSTERS))
+    permuted = score_units(
+        stored, Neurons(SITE.width), embedding, config, 0, units=range(N_CLUSTERS), control="permuted"
+    )
+    directions = score_units(stored, RandomDirections(SITE.width, 40, 0), embedding, config, 0)
+    assert (permuted.label, directions.label) == ("permuted neurons", "random directions")
+    assert torch.equal(permuted.n_active, neurons.n_active)  # the same values, given to other images
+    for negatives in ("random", "bottom"):
+        assert abs(permuted.of(negatives).scores.hard.estimate.mean() - 0.5) < 0.2
+        for control in (permuted, directions):
+            found = compare(neurons, control, negatives, n_bootstrap=50)
+            assert found.verdict.startswith("neurons higher by ")
+
+
+def test_the_gatherer_is_asked_for_what_tasks_need(stored, embedding, monkeypatch):
+    asked = {}
+
+    def spy(*args, **kwargs):
+        asked.update(size=args[2], **kwargs)
+        return gather(*args, **kwargs)
+
+    monkeypatch.setattr("mis_lab.mis.run.gather", spy)
+    score_units(stored, Neurons(SITE.width), embedding, replace(CONFIG, one_per_group=True), 0)
+    assert (asked["size"], asked["per_group"], asked["permute_seed"]) == (24, 6, None)
+
+
+def test_progress_and_result_are_logged(stored, embedding, caplog):
+    with caplog.at_level(logging.INFO, "mis_lab.mis.run"):
+        score_units(stored, Neurons(SITE.width), embedding, CONFIG, 0)
+    assert "neurons of features.3, random negatives: 91.7% ok, 8.3% dead, mean soft score" in caplog.text
+
+
+def test_controls_take_a_seeded_sample_of_units():
+    assert sample_units(5, 10, 0) == [0, 1, 2, 3, 4]
+    some = sample_units(1000, 20, 0)
+    assert len(set(some)) == 20
+    assert some == sorted(some) == sample_units(1000, 20, 0)
+    assert some != sample_units(1000, 20, 1)
+
+
+class Broken(Neurons):
+    def activate(self, x_bpd):
+        return x_bpd * torch.where(torch.arange(x_bpd.shape[-1]) == 4, torch.nan, 1.0)
+
+
+def test_bad_input(stored, embedding):
+    neurons = Neurons(SITE.width)
+    with pytest.raises(DataError, match="embedded 299 images, the activations are of 300"):
+        score_units(stored, neurons, replace(embedding, ids=embedding.ids[:-1]), CONFIG, 0)
+    moved = [*embedding.ids[:7], *reversed(embedding.ids[7:])]
+    with pytest.raises(DataError, match="image 7 is 0007 in the activations and 0299 in the embedding"):
+        score_units(stored, neurons, replace(embedding, ids=moved), CONFIG, 0)
+    with pytest.raises(DataError, match=r"unit features.3/neuron/4 on image 0\d\d\d is NaN"):
+        score_units(stored, Broken(SITE.width), embedding, CONFIG, 0)
+    with pytest.raises(DataError, match="300 images are too few"):
+        score_units(stored, neurons, embedding, MisConfig(n_explanations=39), 0)
+    with pytest.raises(ConfigError, match="unknown control shuffled"):
+        score_units(stored, neurons, embedding, CONFIG, 0, control="shuffled")
+    with pytest.raises(ValueError, match="1 names for 12 units"):
+        score_units(stored, neurons, embedding, CONFIG, 0, unit_names=["one"])

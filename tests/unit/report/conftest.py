@@ -1,0 +1,367 @@
+"""A made-up run that looks like a real one: tiles of real photographs, units that are directions of simple image
+statistics, scores and curves of plausible shape. Everything follows from one seed.
+"""
+
+# T tiles  C side of the grid of cells  D statistics of a cell
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from mis_lab.core.intervals import Interval
+from mis_lab.report.config import ReportConfig
+from mis_lab.report.data import (
+    ArtifactRef,
+    CircuitNode,
+    CircuitSite,
+    CircuitView,
+    ComparisonRow,
+    DatasetSummary,
+    FaithfulnessCurve,
+    KindScores,
+    MisSettings,
+    ModelSummary,
+    ReportData,
+    RunSummary,
+    Scene,
+    SiteSae,
+    SiteSummary,
+    UnitCard,
+    UnitImage,
+    UnitScore,
+)
+from mis_lab.report.page import write_report
+
+SCENES = (
+    "astronaut",
+    "brick",
+    "camera",
+    "cat",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "moon",
+    "retina",
+    "rocket",
+)
+SITES = {"blocks.2": (40, 144, 320), "blocks.4": (112, 36, 896), "blocks.6": (320, 9, 2560)}
+TILE, CELLS, HELD_OUT = 64, 6, ("china", "coins", "rocket", "cat")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles (T, 64, 64, 3), the scene of each, standardised statistics of each cell (T, C, C, D), whole scenes."""
+
+    pixels: np.ndarray
+    scene: list[str]
+    cells: np.ndarray
+    whole: dict[str, np.ndarray]
+
+
+@cache
+def tiles() -> Tiles:
+    whole = {name: _rgb(getattr(skimage.data, name)()) for name in SCENES}
+    whole |= {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+    pixels, scene = [], []
+    for name, image in whole.items():
+        small = np.asarray(Image.fromarray(image).resize((384, 320), Image.Resampling.BILINEAR))
+        for y in range(0, 320, TILE):
+            for x in range(0, 384, 2 * TILE):
+                pixels.append(small[y : y + TILE, x : x + TILE])
+                scene.append(name)
+    stacked = np.stack(pixels)
+    return Tiles(stacked, scene, _cell_statistics(stacked), whole)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image[..., None], 3, -1) if image.ndim == 2 else np.ascontiguousarray(image[..., :3])
+
+
+def _cell_statistics(pixels: np.ndarray) -> np.ndarray:
+    x = pixels.astype(np.float32) / 255
+    grey = x.mean(-1)
+    maps = [
+        *np.moveaxis(x, -1, 0),
+        x.max(-1) - x.min(-1),
+        np.abs(np.gradient(grey, axis=1)),
+        np.abs(np.gradient(grey, axis=2)),
+    ]
+    n = TILE // CELLS * CELLS
+    cells = [m[:, :n, :n].reshape(len(m), CELLS, n // CELLS, CELLS, n // CELLS).mean((2, 4)) for m in maps]
+    stacked = np.stack(cells, -1)
+    flat = stacked.reshape(-1, stacked.shape[-1])
+    return (stacked - flat.mean(0)) / flat.std(0)
+
+
+def unit_images(random: np.random.Generator, n: int, sparse: bool) -> dict[str, list[UnitImage]]:
+    """Top and least images of a random direction of the cells' statistics."""
+    source = tiles()
+    direction = random.normal(size=source.cells.shape[-1]) * (random.random(source.cells.shape[-1]) < 0.6)
+    direction[random.integers(len(direction))] += 1
+    maps = source.cells @ direction
+    if sparse:
+        maps = np.maximum(maps - np.quantile(maps, 0.93), 0)
+    activation = maps.mean((1, 2))
+    order = np.argsort(-activation, kind="stable")
+
+    def image(at: int) -> UnitImage:
+        return UnitImage(
+            source.pixels[at], float(activation[at]), source.scene[at], f"{source.scene[at]}/{at:04d}", maps[at]
+        )
+
+    return {"top": [image(at) for at in order[:n]], "bottom": [image(at) for at in order[::-1][:n]]}
+
+
+def interval(estimate: float, half: float) -> Interval:
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def share(estimate: float, half: float) -> Interval:
+    return Interval(estimate, max(estimate - half, 0.0), min(estimate + half, 1.0))
+
+
+def kind_scores(random: np.random.Generator, site: str, kind: str, n: int, level: float) -> KindScores:
+    status = np.full(n, "ok", dtype=object)
+    if kind == "feature":
+        status[random.random(n) < 0.04] = "dead"
+        status[random.random(n) < 0.11] = "too_rare"
+        status[random.random(n) < 0.01] = "too_few_groups"
+    if kind == "neuron":
+        status[0] = "constant"
+    scores = {}
+    for negatives, shift in (("random", 0.0), ("bottom", 0.05 if kind == "neuron" else -0.03)):
+        centre = 0.5 if kind == "permuted" else np.clip(level + shift, 0.05, 0.97)
+        soft = random.beta(centre * 22, (1 - centre) * 22, n)
+        hard = random.binomial(20, np.clip(1.35 * soft - 0.12, 0.02, 0.99)) / 20
+        for values in (soft, hard):
+            values[status != "ok"] = np.nan
+        scores[negatives] = {"soft": soft, "hard": hard, "delta_over_tau": np.log(soft / (1 - soft))}
+    n_active = random.integers(8, 1300, n) if kind == "feature" else np.full(n, 1288)
+    return KindScores(site, kind, np.arange(n), status.tolist(), n_active, scores)
+
+
+def unit_cards(random: np.random.Generator, one: KindScores, n: int, n_images: int) -> list[UnitCard]:
+    soft = one.scores["random"]["soft"]
+    order = np.argsort(-np.where(np.isfinite(soft), soft, -1), kind="stable")
+    scored = order[: int(np.isfinite(soft).sum())]
+    picks = {"best": scored[:n], "worst": scored[::-1][:n], "random": random.permutation(scored[n:-n])[:n]}
+    cards = []
+    for pick, units in picks.items():
+        for unit in units.tolist():
+            scores = {
+                negatives: UnitScore(
+                    share(float(values["soft"][unit]), 0.07), share(float(values["hard"][unit]), 0.12), 20
+                )
+                for negatives, values in one.scores.items()
+            }
+            cards.append(
+                UnitCard(
+                    one.site,
+                    one.kind,
+                    unit,
+                    pick,
+                    "ok",
+                    int(one.n_active[unit]),
+                    1288,
+                    scores,
+                    unit_images(random, n_images, one.kind == "feature"),
+                )
+            )
+    return cards
+
+
+def comparison(site: str, negatives: str, scores: list[KindScores]) -> ComparisonRow:
+    values = {one.kind: one.of(negatives, "soft") for one in scores if one.site == site}
+    a, b = values["feature"], values["neuron"]
+    mean = float(a.mean() - b.mean())
+    return ComparisonRow(
+        site,
+        negatives,
+        "soft",
+        "feature",
+        "neuron",
+        len(a),
+        len(b),
+        float(np.median(a)),
+        float(np.median(b)),
+        interval(float(np.median(a) - np.median(b)), 0.022),
+        interval(mean, 0.02),
+        interval(mean, 0.055),
+        interval(4 * mean, 0.09),
+        1e-5 if abs(mean) > 0.02 else 0.4,
+        3e-5 if abs(mean) > 0.02 else 0.4,
+    )
+
+
+def circuit_view(random: np.random.Generator) -> CircuitView:
+    nodes = []
+    for depth, site in enumerate(SITES):
+        for rank in range(5):
+            effect = (1 if random.random() < 0.75 else -1) * float(random.exponential(0.16 + 0.14 * depth))
+            nodes.append(
+                CircuitNode(
+                    site,
+                    "feature",
+                    int(random.integers(SITES[site][2])),
+                    effect,
+                    0.03 + 0.01 * rank,
+                    float(random.uniform(0.55, 0.95)),
+                    unit_images(random, 5, True)["top"],
+                )
+            )
+        nodes.append(CircuitNode(site, "error", None, 0.35 - 0.2 * depth, 0.05))
+    nodes.sort(key=lambda node: -abs(node.effect))
+    sites = [
+        CircuitSite(site, live, gap, share)
+        for site, live, gap, share in zip(SITES, (301, 842, 1911), (0.31, 0.18, 0.02), (0.21, 0.14, 0.09), strict=True)
+    ]
+    return CircuitView(
+        "the logit of the network's own prediction",
+        "its top class of each image",
+        "ig_inputs",
+        "mean",
+        128,
+        96,
+        10,
+        4,
+        sites,
+        nodes,
+    )
+
+
+def curves() -> list[FaithfulnessCurve]:
+    n = np.unique(np.geomspace(1, 3054, 12).round().astype(int))
+    found = []
+    for kind, selection, half_at in (("feature", "effect", 40), ("neuron", "effect", 110), ("feature", "random", 1500)):
+        value = n**1.1 / (n**1.1 + half_at**1.1) * (1 + half_at**1.1 / 3054**1.1)
+        half = 0.12 * np.sqrt(np.clip(value * (1.05 - value), 0.01, 1))
+        areas = (
+            {}
+            if selection == "random"
+            else {"cpr": interval(0.93, 0.02), "cmd": interval(0.08, 0.02), "live_only": 0.97}
+        )
+        found.append(FaithfulnessCurve(kind, selection, n, value, value - half, value + half, **areas))
+    return found
+
+
+def site_sae(random: np.random.Generator, depth: int, site: str) -> SiteSae:
+    n_features = SITES[site][2]
+    density = 10 ** random.normal(-2.2, 0.6, n_features).clip(-5, -0.05)
+    density[random.random(n_features) < 0.03] = 0
+    steps = np.arange(25, 1000, 25)
+    return SiteSae(
+        site,
+        "topk",
+        n_features,
+        n_vectors=1_000_000,
+        fvu=0.17 + 0.05 * depth,
+        fvu_held_out=0.24 + 0.06 * depth,
+        l0=16.0,
+        dead_share=float((density == 0).mean()),
+        ce_clean=1.92,
+        ce_spliced=2.2 + 0.1 * depth,
+        kl=0.21 + 0.05 * depth,
+        top1_agreement=0.83 - 0.04 * depth,
+        loss_recovered_zero=0.96,
+        loss_recovered_mean=0.91 - 0.02 * depth,
+        evaluated_on="96 images of 4 held-out scenes",
+        density_f=density,
+        loss_curve=(steps, 0.2 + 0.9 * np.exp(-steps / 130)),
+    )
+
+
+def run_summary() -> RunSummary:
+    return RunSummary(
+        "quickstart",
+        "3f9a1c0e77b2",
+        command="mis-lab experiment=quickstart seed=0",
+        seed=0,
+        device="cpu",
+        versions={"mis_lab": "0.1.0", "torch": "2.15.0", "timm": "1.0.31"},
+        config_yaml="name: quickstart\nseed: 0\nsae:\n  k: 16\n",
+        artifacts=[
+            ArtifactRef("activations", "blocks.2, score", "9b1deb4d3b7d4bad"),
+            ArtifactRef("sae", "blocks.2", "2b0d7b3dcb6d4e9f"),
+        ],
+        stages=["activations", "sae", "evaluate", "mis", "circuit", "report"],
+        finished_at="21 November 2026, 21:40 UTC",
+    )
+
+
+def mis_settings(n_groups: int) -> MisSettings:
+    return MisSettings(
+        "lpips_baseline_squeeze",
+        metric_is_calibrated=False,
+        temperature=0.0213,
+        temperature_is_measured=True,
+        protocol="extreme",
+        query="most_extreme",
+        n_explanations=9,
+        n_tasks=20,
+        negatives=("random", "bottom"),
+        image_activation="mean",
+        one_per_group=False,
+        n_images=1288,
+        n_groups=n_groups,
+    )
+
+
+@cache
+def synthetic(n_units: int = 4, n_images: int = 9, seed: int = 0) -> ReportData:
+    """The whole made-up run."""
+    random = np.random.default_rng(seed)
+    scores, units, saes = [], [], []
+    for depth, (site, (width, _, n_features)) in enumerate(SITES.items()):
+        levels = {
+            "feature": 0.70 + 0.06 * depth,
+            "neuron": 0.64 + 0.07 * depth,
+            "permuted": 0.5,
+            "random_direction": 0.6,
+        }
+        for kind, level in levels.items():
+            one = kind_scores(random, site, kind, {"feature": n_features, "neuron": width}.get(kind, 256), level)
+            scores.append(one)
+            if kind in ("feature", "neuron"):
+                units += unit_cards(random, one, n_units, n_images)
+        saes.append(site_sae(random, depth, site))
+    scenes = [Scene(name, image, 160, 86, name in HELD_OUT) for name, image in tiles().whole.items()]
+    return ReportData(
+        run_summary(),
+        ModelSummary("tf_efficientnet_lite0", "package efficientnet_lite0", "57934424a1b2c3d4", 4_652_008, 96),
+        DatasetSummary("photo_patches", "scene", 2400, 1288, len(scenes), len(HELD_OUT), scenes),
+        sites=[SiteSummary(site, *numbers) for site, numbers in SITES.items()],
+        saes=saes,
+        mis=mis_settings(len(scenes)),
+        scores=scores,
+        units=units,
+        comparisons=[comparison(site, negatives, scores) for negatives in ("random", "bottom") for site in SITES],
+        circuit=circuit_view(random),
+        faithfulness=curves(),
+    )
+
+
+@pytest.fixture(scope="session")
+def made_up():
+    """The builder: made_up(n_units=4, n_images=9, seed=0)."""
+    return synthetic
+
+
+@pytest.fixture(scope="session")
+def data() -> ReportData:
+    return synthetic()
+
+
+@pytest.fixture(scope="session")
+def page_path(data, tmp_path_factory):
+    """The whole page of the made-up run, written once."""
+    return write_report(data, tmp_path_factory.mktemp("report") / "report.html", ReportConfig())

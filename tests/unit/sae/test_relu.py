@@ -1,0 +1,68 @@
+"""Both forms of the ReLU SAE against their formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mis_lab.core.errors import ConfigError
+from mis_lab.core.seeding import generator
+from mis_lab.sae.architectures.relu import ReluSae
+from mis_lab.sae.config import ReluConfig, ReluForm
+
+
+def make(form: ReluForm, x_nd: Tensor, l1: float) -> ReluSae:
+    sae = ReluSae(ReluConfig(form=form, l1=l1, n_features=12), width=8).double()
+    sae.initialise(x_nd.double(), generator(4))
+    return sae
+
+
+def by_hand(sae: ReluSae, x_nd: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled squared errors (N, D) and codes (N, F), vector by vector."""
+    squared, codes = [], []
+    for x_d in x_nd.double() * sae.scale:
+        f = torch.clamp(sae.W_enc @ (x_d - sae.b_dec) + sae.b_enc, min=0)
+        squared.append((x_d - (f @ sae.W_dec + sae.b_dec)) ** 2)
+        codes.append(f)
+    return torch.stack(squared), torch.stack(codes)
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 0.25])
+def test_bricken_loss_is_squared_error_plus_l1_a_vector(x_nd: Tensor, step: Callable, sparsity: float) -> None:
+    sae = make(ReluForm.bricken, x_nd, l1=0.3)
+    squared, codes = by_hand(sae, x_nd)
+    losses = sae.step_losses(x_nd.double(), step(sae, sparsity=sparsity))
+    expected = squared.sum(1).mean() + sparsity * 0.3 * codes.sum(1).mean()
+    torch.testing.assert_close(losses.total, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses.named["l1"], codes.sum(1).mean(), rtol=1e-12, atol=0)
+
+
+def test_thesis_loss_is_two_means_over_all_elements(x_nd: Tensor, step: Callable) -> None:
+    sae = make(ReluForm.thesis, x_nd, l1=5.0)
+    squared, codes = by_hand(sae, x_nd)
+    losses = sae.step_losses(x_nd.double(), step(sae))
+    torch.testing.assert_close(losses.total, squared.mean() + 5.0 * codes.mean(), rtol=1e-12, atol=0)
+
+
+def test_a_larger_penalty_gives_sparser_codes(vectors: Callable) -> None:
+    from mis_lab.sae.config import TrainerConfig
+    from mis_lab.sae.train import Training
+
+    l0 = []
+    for l1 in (0.01, 0.5):
+        loader = vectors()
+        sae = ReluSae(ReluConfig(l1=l1, n_features=24), width=8)
+        sae.initialise(loader.sample(512), generator(0))
+        training = Training(sae, TrainerConfig(n_vectors=64 * 100, batch_size=64, lr=1e-2))
+        for number in range(100):
+            training.advance(loader.batch(number))
+        l0.append(training.history["l0"][-1])
+    assert l0[1] < 0.5 * l0[0]
+
+
+def test_a_negative_penalty_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sae\.l1=-0\.1 is negative"):
+        ReluConfig(l1=-0.1)
