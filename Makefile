@@ -55,9 +55,9 @@ test-lowest: $(LOWEST_READY) ## the unit tests at the lowest supported versions
 lint: $(READY) ## ruff
 	$(BIN)/ruff check .
 
-# Newest versions: delete requirements.lock first; otherwise what still fits stays.
+# What still fits stays; make lock ARGS=--upgrade takes the newest of everything.
 lock: $(READY) ## requirements.lock from pyproject.toml
-	$(UV) pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --output-file $(LOCK)
+	$(UV) pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --output-file $(LOCK) $(ARGS)
 
 wheel: $(READY) ## dist/mis_lab-*.whl, with conf inside
 	$(BIN)/python -m hatchling build --target wheel --directory dist

@@ -23,13 +23,12 @@ ROWS = [
     {"circuit"},
     {"report"},
     {"config"},
-    {"stages"},
     {"pipeline"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
-TRACKING_IS_FOR = {"config", "stages", "pipeline", "cli"}
+TRACKING_IS_FOR = {"config", "pipeline", "cli"}
 ONE_PACKAGE = {"commands": "cli"}  # the subcommands are the command line's other half
 HYDRA_IS_FOR = {"config", "pipeline", "cli"}
 HYDRA = {"hydra", "omegaconf"}

@@ -132,7 +132,7 @@ class PoolGatherer:
         if self._seen[places].any() or len(places.unique()) < len(places):
             raise ValueError("an image came twice")
         self._seen[places] = True
-        a_bu = a_bu.detach().to(self._top.device, torch.float32)
+        a_bu = a_bu.detach().to(self._top.device, torch.float32, copy=True)  # kept: the caller may use its own again
         lowest, highest = a_bu.amin(0), a_bu.amax(0)
         if not (lowest.isfinite() & highest.isfinite()).all():
             self._refuse(a_bu, places)
@@ -174,11 +174,11 @@ class PoolGatherer:
     def _best(self, keys_um: Tensor, block: slice, complement: bool = False) -> Tensor:
         """The S largest keys (U, S) of each unit, no more than `per_group` of a group."""
         if self.per_group:
-            empty = keys_um == EMPTY
             _, ties = decode(~keys_um if complement else keys_um)
-            ordinals = unmix(ties, self._tie_keys[block]).long().masked_fill_(empty, 0)
-            groups = self._group_of_ordinal[ordinals].masked_fill_(empty, -1)
-            keys_um = keys_um.masked_fill(~within_cap(keys_um, groups, self.per_group), EMPTY)
+            # An empty place may count for any group: its key comes after all others.
+            ordinals = unmix(ties, self._tie_keys[block]).long().masked_fill_(keys_um == EMPTY, 0)
+            capped = within_cap(keys_um, self._group_of_ordinal[ordinals], self.per_group)
+            keys_um = keys_um.masked_fill(~capped, EMPTY)
         return largest(keys_um, self.size)
 
     def result(self) -> Pools:
@@ -248,15 +248,16 @@ def gather(
         units: numbers of the units wanted, in this order; all by default.
         permute_seed: give every unit's activations to other images (:func:`permute_images`): a control. It
             holds all images' activations of these units at once, so choose few.
-        device: where activations are computed and ranked.
+        device: where activations are computed, and ranked if it is a CUDA device.
 
     Raises:
         DataError: naming unit and image, when an activation is NaN or infinite.
     """
     numbers = list(range(source.n_units)) if units is None else list(units)
     names = [f"{stored.site.path}/{source.kind}/{number}" for number in numbers]
+    ranked_on = device if torch.device(device).type == "cuda" else "cpu"
     gatherer = PoolGatherer(
-        len(numbers), size, stored.ids, seed, stored.groups, per_group, positive_only, names, device
+        len(numbers), size, stored.ids, seed, stored.groups, per_group, positive_only, names, ranked_on
     )
     columns = None if units is None else torch.tensor(numbers, dtype=torch.int64, device=device)
     chunks = (

@@ -66,6 +66,7 @@ class RandomDirections:
 
     def activate(self, x_bpd: Tensor) -> Tensor:
         # In float64, then rounded: float32 products differ in the last bit between chunk sizes and devices.
+        x_bpd = _where_float64_is(x_bpd)
         return (x_bpd.double() @ self.directions_ud.to(x_bpd.device).T).float()
 
 
@@ -78,7 +79,12 @@ def aggregate(a_bpu: Tensor, image_activation: ImageActivation) -> Tensor:
         return a_bpu.amax(1).float()
     if a_bpu.shape[1] == 1:
         return a_bpu[:, 0].float()
-    return a_bpu.mean(1, dtype=torch.float64).float()
+    return _where_float64_is(a_bpu).mean(1, dtype=torch.float64).float()
+
+
+def _where_float64_is(x: Tensor) -> Tensor:
+    """`x`, on the CPU if its own device computes in float32 only (Apple's)."""
+    return x.cpu() if x.device.type == "mps" else x
 
 
 def image_activations(

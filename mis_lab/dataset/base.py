@@ -203,9 +203,7 @@ def _files(dataset: ImageDataset) -> dict[str, Any]:
     hashed = {}
     for name in progress(names, f"hash {dataset.name}/{dataset.split}", unit="file"):
         source = sources[name]
-        hashed[name] = (
-            _of_pixels(dataset.image(source)) if isinstance(source, int) else _of_file(name, source)
-        )
+        hashed[name] = _of_pixels(dataset.image(source)) if isinstance(source, int) else _of_file(name, source)
     return {"n": len(sources), "hashed": hashed}
 
 

@@ -27,9 +27,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hold_out < 1:
-            raise ConfigError(
-                f"dataset.split.hold_out={self.hold_out} is not a share", fix="Give 0 <= hold_out < 1."
-            )
+            raise ConfigError(f"dataset.split.hold_out={self.hold_out} is not a share", fix="Give 0 <= hold_out < 1.")
         if self.limit < 0:
             raise ConfigError(f"dataset.split.limit={self.limit} is negative", fix="Use 0 for all images.")
 
@@ -89,9 +87,7 @@ class MnistConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.n_score < 500:
-            raise ConfigError(
-                f"dataset.n_score={self.n_score}: each digit has 500 images", fix="Use 1 to 499."
-            )
+            raise ConfigError(f"dataset.n_score={self.n_score}: each digit has 500 images", fix="Use 1 to 499.")
 
 
 @dataclass

@@ -107,10 +107,7 @@ class ImageFolder(ImageDataset):
         among others may well be called "train".
         """
         there = {path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        found = {
-            split: next((name for name in names if name in there), None)
-            for split, names in SPLIT_FOLDERS.items()
-        }
+        found = {split: next((name for name in names if name in there), None) for split, names in SPLIT_FOLDERS.items()}
         known = {name for names in SPLIT_FOLDERS.values() for name in names}
         if all(found.values()):
             return {split: self.root / str(name) for split, name in found.items()}
@@ -169,15 +166,9 @@ def _group(found: Found, kind: str) -> str:
 def _score_ids(images: list[Found], config: ImageFolderConfig) -> set[str]:
     """Ids of the score split: a share of each class, or of all groups when images share groups."""
     if config.group != "none":
-        held_out = held_out_groups(
-            [_group(found, config.group) for found in images], config.score_share, 0, "score"
-        )
+        held_out = held_out_groups([_group(found, config.group) for found in images], config.score_share, 0, "score")
         return {found.id for found in images if _group(found, config.group) in held_out}
     by_class: dict[str, list[str]] = defaultdict(list)
     for found in images:
         by_class[found.class_name].append(found.id)
-    return {
-        image_id
-        for ids in by_class.values()
-        for image_id in held_out_groups(ids, config.score_share, 0, "score")
-    }
+    return {image_id for ids in by_class.values() for image_id in held_out_groups(ids, config.score_share, 0, "score")}

@@ -35,9 +35,7 @@ class _Batches(Dataset):
         self, dataset: ImageDataset, transform: ImageTransform, batch_size: int, indices: Sequence[int]
     ) -> None:
         self.dataset, self.transform = dataset, transform
-        self.batches = [
-            list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)
-        ]
+        self.batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -45,9 +43,7 @@ class _Batches(Dataset):
     def __getitem__(self, number: int) -> Batch | MisLabError:
         indices = self.batches[number]
         try:
-            return Batch(
-                torch.stack([self.transform(self.dataset.image(index)) for index in indices]), indices
-            )
+            return Batch(torch.stack([self.transform(self.dataset.image(index)) for index in indices]), indices)
         except MisLabError as error:
             return error
 
@@ -65,14 +61,10 @@ def batches(
         DataError: naming image and file, when an image cannot be read.
     """
     source = _Batches(dataset, transform, batch_size, range(len(dataset)) if indices is None else indices)
-    broken: MisLabError | None = None
-    for batch in _read(source, workers):  # no name holds the reader: leaving the loop ends its workers
+    for batch in _read(source, workers):  # no name holds the reader: leaving the loop ends its workers at once
         if isinstance(batch, MisLabError):
-            broken = batch
-            break
+            raise batch
         yield batch
-    if broken is not None:
-        raise broken
 
 
 def _read(source: _Batches, workers: int) -> Iterator[Batch | MisLabError]:

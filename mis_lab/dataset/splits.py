@@ -13,9 +13,7 @@ import torch
 from mis_lab.core.seeding import derive_seed
 
 
-def held_out_groups(
-    groups: Sequence[str], share: float, seed: int, scope: str = "hold_out"
-) -> frozenset[str]:
+def held_out_groups(groups: Sequence[str], share: float, seed: int, scope: str = "hold_out") -> frozenset[str]:
     """The groups to keep aside.
 
     Args:

@@ -201,9 +201,10 @@ def _gram(metric: Metric, dataset: ImageDataset, scratch_dir: Path | None) -> Te
                 for path, chunk_bk in zip(paths, chunks, strict=True):
                     with open(path, "ab") as file:
                         file.write(chunk_bk.contiguous().numpy().data)
-        gram_nn = torch.zeros(len(dataset), len(dataset), dtype=torch.float64, device=metric.device)
+        device = metric.device if metric.device.type == "cuda" else torch.device("cpu")  # float64 is not everywhere
+        gram_nn = torch.zeros(len(dataset), len(dataset), dtype=torch.float64, device=device)
         for path in progress(paths, f"{metric.name}: inner products", unit="chunk"):
-            columns_nk = torch.from_numpy(np.fromfile(path, np.float32)).reshape(len(dataset), -1).to(metric.device)
+            columns_nk = torch.from_numpy(np.fromfile(path, np.float32)).reshape(len(dataset), -1).to(device)
             for start in range(0, len(dataset), BLOCK):
                 block = slice(start, start + BLOCK)
                 gram_nn[block, start:] += columns_nk[block] @ columns_nk[start:].T

@@ -45,7 +45,7 @@ def _replace(site: Site, function: Replacement) -> Hook:
         x_bpd = site.to_vectors(output)
         new_bpd = function(x_bpd)
         if new_bpd is x_bpd:
-            return output.clone()
+            return output.clone()  # same bits, other memory: the function may have kept x_bpd
         replaced = site.from_vectors(new_bpd, output)
         return replaced.clone() if shares_memory(replaced, new_bpd) else replaced
 

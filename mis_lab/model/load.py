@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mis_lab.core.build import build
 from mis_lab.core.errors import ConfigError, DataError, MissingFileError
 from mis_lab.core.tensors import hash_tensors
+from mis_lab.dataset.config import TransformConfig
 from mis_lab.dataset.transforms import ImageTransform
 from mis_lab.model.config import ModelConfig
 from mis_lab.model.hub import asks_for_weights, check_names, is_download_error, missing_weights
@@ -80,25 +81,47 @@ def load_model(
     """
     module = build_network(config)
     _place_weights(module, config, state_dict)
+    return wrap_module(module, config.name, config.input, device, config.channels_last)
+
+
+def wrap_module(
+    module: nn.Module,
+    name: str,
+    input: TransformConfig,
+    device: torch.device | str = "cpu",
+    channels_last: bool = True,
+) -> LoadedModel:
+    """A module of your own, ready to be read: frozen, in eval mode, on its device, tried once on images of zeros.
+
+    Args:
+        module: maps images (B, C, H, W) to logits (B, K); changed in place.
+        name: short name for tables.
+        input: how images become its input.
+        device: where it shall compute.
+        channels_last: keep feature maps with channels innermost where it has convolutions.
+
+    Raises:
+        ConfigError: for an input that the module does not take.
+    """
     module.eval().requires_grad_(False)
     fingerprint = hash_tensors(module.state_dict())
-    channels_last = config.channels_last and any(isinstance(part, nn.Conv2d) for part in module.modules())
+    channels_last = channels_last and any(isinstance(part, nn.Conv2d) for part in module.modules())
     if channels_last:
         module.to(memory_format=torch.channels_last)
     device = torch.device(device)
     module.to(device)
-    input_shape = (config.input.channels, config.input.size, config.input.size)
+    input_shape = (input.channels, input.size, input.size)
     loaded = LoadedModel(
-        name=config.name,
+        name=name,
         module=module,
         fingerprint=fingerprint,
-        transform=ImageTransform(config.input),
+        transform=ImageTransform(input),
         input_shape=input_shape,
         channels_last=channels_last,
-        n_classes=_n_classes(module, torch.zeros(2, *input_shape, device=device), config.name),
+        n_classes=_n_classes(module, torch.zeros(2, *input_shape, device=device), name),
         device=device,
     )
-    logger.info("model %s: %s outputs, weights %s", config.name, loaded.n_classes, fingerprint[:8])
+    logger.info("model %s: %s outputs, weights %s", name, loaded.n_classes, fingerprint[:8])
     return loaded
 
 

@@ -23,12 +23,17 @@ class Output(NamedTuple):
     Attributes:
         type: name of its class.
         shape: batch included; empty when it is no tensor.
-        is_floating: whether it is a floating-point tensor.
+        is_tensor: whether it is one tensor.
+        is_floating: whether that holds floating-point numbers.
     """
 
     type: str
     shape: tuple[int, ...]
+    is_tensor: bool
     is_floating: bool
+
+
+NO_OUTPUT = Output("", (), False, False)
 
 
 class Observed(NamedTuple):
@@ -37,7 +42,7 @@ class Observed(NamedTuple):
     Attributes:
         type: name of its class.
         n_calls: times it was called.
-        output: of its first call; of type "" when there was none.
+        output: of its first call; NO_OUTPUT when there was none.
     """
 
     type: str
@@ -57,18 +62,15 @@ def observe(model: LoadedModel) -> dict[str, Observed]:
     with evaluating(model.module), hooked(model.module, hooks), torch.no_grad():
         model.module(model.zero_images(N_IMAGES))
     return {
-        path: Observed(type(module).__name__, len(outputs[path]), (outputs[path] or [Output("", (), False)])[0])
+        path: Observed(type(module).__name__, len(outputs[path]), (outputs[path] or [NO_OUTPUT])[0])
         for path, module in modules.items()
     }
 
 
 def _describe(output: object) -> Output:
-    is_tensor = isinstance(output, Tensor)
-    return Output(
-        type(output).__name__,
-        tuple(output.shape) if is_tensor else (),
-        is_tensor and output.is_floating_point(),
-    )
+    if not isinstance(output, Tensor):
+        return NO_OUTPUT._replace(type=type(output).__name__)
+    return Output(type(output).__name__, tuple(output.shape), True, output.is_floating_point())
 
 
 def obstacle(observed: Observed) -> str:
@@ -78,7 +80,7 @@ def obstacle(observed: Observed) -> str:
         return "the forward pass does not reach it"
     if observed.n_calls > 1:
         return f"one forward pass calls it {observed.n_calls} times, so that activations would mix"
-    if output.type not in ("Tensor", "Parameter"):
+    if not output.is_tensor:
         return f"its output is not a tensor but a {output.type}"
     if not output.is_floating:
         return "its output holds no floating-point numbers"

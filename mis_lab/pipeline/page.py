@@ -14,7 +14,7 @@ from mis_lab.config import Stage
 from mis_lab.core.files import read_json, write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
-from mis_lab.mis.compare import from_json
+from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.pipeline.lab import SUMMARY, Lab
 from mis_lab.pipeline.stages import COMPARISONS, PARTS, SPLICE, kinds_of_units
@@ -127,9 +127,9 @@ def _settings(lab: Lab, scores: UnitScores) -> MisSettings:
     )
 
 
-def _comparisons(folder: Path) -> dict[tuple[str, str], list]:
-    found: dict[tuple[str, str], list] = {}
+def _comparisons(folder: Path) -> dict[tuple[str, str], list[Comparison]]:
+    found: dict[tuple[str, str], list[Comparison]] = {}
     for told in read_json(folder / COMPARISONS):
         kind_a, kind_b = told.pop("kinds")
-        found.setdefault((kind_a, kind_b), []).append(from_json(told))
+        found.setdefault((kind_a, kind_b), []).append(Comparison.from_json(told))
     return found

@@ -24,7 +24,7 @@ from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.metric.base import Embedding, embed_dataset
-from mis_lab.mis.compare import compare_sites, summarise, to_json
+from mis_lab.mis.compare import compare_sites, summarise
 from mis_lab.mis.run import sample_units, score_units
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.pipeline.lab import SUMMARY, Lab
@@ -244,7 +244,7 @@ def compare(lab: Lab) -> Artifact:
             for comparison in compare_sites(
                 {site: (scores[site, a], scores[site, b]) for site in sites}, "soft", lab.config.mis.n_bootstrap, lab.config.seed
             ):
-                found.append({"kinds": [a, b], **to_json(comparison)})
+                found.append({"kinds": [a, b], **comparison.as_json()})
                 if (a, b) == pairs[0]:
                     at = f"{comparison.site}/{comparison.negatives}"
                     numbers[f"{at}/mean_difference"] = float(comparison.mean_difference.estimate)

@@ -64,7 +64,10 @@ def _who_is_ahead(rows: Sequence[ComparisonRow]) -> str:
 
 
 def _mixed(rows: Sequence[ComparisonRow], n_won: dict[str, int]) -> str:
-    winners = {row.negatives: {one.winner for one in rows if one.negatives == row.negatives} - {None} for row in rows}
+    winners: dict[str, set[str]] = {row.negatives: set() for row in rows}
+    for row in rows:
+        if row.winner is not None:
+            winners[row.negatives].add(row.winner)
     if all(len(kinds) <= 1 for kinds in winners.values()):
         leads = [
             f"{named(KINDS, kind)} with {named(NEGATIVES, key)}" for key, kinds in winners.items() for kind in kinds

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from typing import SupportsFloat
 
 import numpy as np
 from markupsafe import Markup
@@ -29,10 +30,10 @@ class Scale:
     end: float
     log: bool = False
 
-    def __call__(self, value: float) -> float:
-        low, high, at = (
-            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
+    def __call__(self, value: SupportsFloat) -> float:
+        low, high, at = self.low, self.high, float(value)
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(at)
         share = (at - low) / (high - low) if high > low else 0.5
         return self.start + share * (self.end - self.start)
 
@@ -85,7 +86,7 @@ class Svg:
     def text(
         self, x: float, y: float, text: str, css: str = "tick", anchor: str = "middle", **more: float | str
     ) -> None:
-        self.add("text", css, text, x=x, y=y, text_anchor=anchor, **more)
+        self.add("text", css, text, "", x=x, y=y, text_anchor=anchor, **more)
 
     def path(self, points: Sequence[tuple[float, float]], css: str, closed: bool = False, hint: str = "") -> None:
         """A line through `points`, or an area when `closed`."""

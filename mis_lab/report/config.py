@@ -20,7 +20,7 @@ class ReportConfig:
 
     units: int = 4
     images: int = 9
-    image_px: int = 72
+    image_px: int = 96
     max_mib: float = 10.0
 
     def __post_init__(self) -> None:

@@ -370,7 +370,7 @@ class FaithfulnessCurve:
         kind: ``feature`` or ``neuron``.
         selection: ``effect``: the largest effects first; ``random``.
         n_nodes: (S,) ascending; the last is every live node.
-        faithfulness, low, high: (S,) with 95 % interval (over images, or over draws for random ones).
+        faithfulness, low, high: (S,) with 95 % interval over images; for random ones, lowest and highest draw.
         cpr, cmd: areas under and away from the curve, None where not computed.
         live_only: faithfulness with all live nodes and no other.
     """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import SupportsFloat
 
 import numpy as np
 from markupsafe import Markup
@@ -225,7 +226,7 @@ def score_strip(score: Interval) -> Markup:
     svg = Svg(84, 14, f"{fixed(float(score.estimate))} {interval(score)}")
     x = Scale(0.25, 1, 3, 81)
 
-    def at(value: float) -> float:
+    def at(value: SupportsFloat) -> float:
         return x(min(max(float(value), x.low), x.high))
 
     svg.line(3, 7, 81, 7, "grid")

@@ -39,3 +39,24 @@ def _read() -> dict[str, Entry]:
 
 
 GLOSSARY = _read()
+
+
+def as_markdown() -> str:
+    """The glossary as a page of documentation (docs/glossary.md)."""
+    cells = ((entry.label, entry.formula, entry.unit, entry.source) for entry in GLOSSARY.values())
+    rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells]
+    head = (
+        "# Glossary",
+        "",
+        "Every number on a report's page. Written by `python -m mis_lab.report.glossary`.",
+        "",
+        "| number | what it is | unit | source |",
+        "| --- | --- | --- | --- |",
+    )
+    return "\n".join([*head, *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(as_markdown())

@@ -148,7 +148,7 @@ def status_table(scores: Sequence[KindScores]) -> Table:
 def median_table(scores: Sequence[KindScores], negatives: Sequence[str]) -> Table:
     """Median scores of every kind at every site."""
     asked = [(kind, measure) for kind in negatives for measure in MEASURES]
-    columns = [Column(label="Site"), Column(label="Kind"), Column("n_units")]
+    columns = [Column(label="Site"), Column(label="Kind"), Column("status_ok")]
     columns += [Column(measure, f"{GLOSSARY[measure].label}, {kind}") for kind, measure in asked]
     rows = []
     for one in scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import SupportsFloat
 
 from mis_lab.core.intervals import Interval
 
@@ -66,12 +67,12 @@ def compact(value: int) -> str:
     return count(value)
 
 
-def fixed(value: float | None, decimals: int = 2, signed: bool = False) -> str:
+def fixed(value: SupportsFloat | None, decimals: int = 2, signed: bool = False) -> str:
     """A number with so many decimals, for columns that are compared line by line."""
     if value is None or math.isnan(value):
         return NOTHING
-    value = round(float(value), decimals) + 0.0  # + 0.0: no "−0.00"
-    text = f"{value:+.{decimals}f}" if signed and value else f"{value:.{decimals}f}"
+    shown = round(float(value), decimals) + 0.0  # + 0.0: no "−0.00"
+    text = f"{shown:+.{decimals}f}" if signed and shown else f"{shown:.{decimals}f}"
     return text.replace("-", MINUS)
 
 

@@ -143,7 +143,7 @@ class TrainerConfig:
         log_steps: steps between logged losses.
     """
 
-    n_vectors: int = 1_000_000
+    n_vectors: int = 800_000
     batch_size: int = 1024
     optimizer: SaeOptimizer = SaeOptimizer.adam
     lr: float = 1e-2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mis_lab.core.files import full_disk_is_told
 from mis_lab.tracking.config import LoggerConfig, WandbMode
@@ -50,7 +50,9 @@ class WandbTracker:
         self._wandb = wandb
         self._media = config.media
         self._axes: set[str] = set()
-        mode = "online" if config.wandb is WandbMode.online and _server_answers(wandb) else "offline"
+        mode: Literal["online", "offline"] = (
+            "online" if config.wandb is WandbMode.online and _server_answers(wandb) else "offline"
+        )
         keywords: dict[str, Any] = {
             "project": config.project,
             "entity": config.entity,

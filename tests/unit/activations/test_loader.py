@@ -124,7 +124,7 @@ def test_each_image_is_read_once_an_epoch_and_memory_is_kept_to(stored, monkeypa
     images_held=st.integers(1, 60),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sizes(numbered, n_images, n_positions, batch_size, images_held, seed):
     stored = numbered(n_images, n_positions)
     memory_mib = images_held * n_positions * (2 * 4 + 8) / 2**20  # a fraction, so that small stores do not fit

@@ -85,7 +85,7 @@ def streams(draw):
     seed=st.integers(0, 3),
     keys_at_once=st.sampled_from([1, 50, 10**6]),
 )
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_pools_are_those_of_sorting_whatever_the_chunks(stream, size, per_group, positive_only, seed, keys_at_once):
     a_nu, groups, chunks = stream
     n_images, n_units = a_nu.shape
@@ -188,6 +188,15 @@ def test_gathering_goes_on_after_a_look(per_group):
     assert gatherer.result().random.max() < 40
     gatherer.update(a_nu[40:], range(40, 90))
     assert equal(gatherer.result(), pools_of(a_nu, 6, ids=ids, groups=groups, per_group=per_group))
+
+
+def test_the_callers_tensor_is_its_own_again():
+    a_nu = torch.randn(6, 3)
+    gatherer, buffer = PoolGatherer(3, 4, [f"{index:05d}" for index in range(6)], 0), torch.empty(2, 3)
+    for start in (0, 2, 4):
+        buffer.copy_(a_nu[start : start + 2])
+        gatherer.update(buffer, [start, start + 1])
+    assert equal(gatherer.result(), pools_of(a_nu, 4))
 
 
 def test_nothing_seen_gives_empty_pools():

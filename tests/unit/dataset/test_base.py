@@ -116,6 +116,19 @@ def test_pixels_made_in_memory_are_hashed():
     assert Shades([1, 2]).fingerprint != Shades([1, 3]).fingerprint
 
 
+def test_equal_bytes_of_another_shape_are_another_image(monkeypatch):
+    lying = Shades([1]).fingerprint
+    monkeypatch.setattr(Shades, "image", lambda self, index: Image.new("L", (3, 4), self.shades[index]))
+    assert Shades([1]).fingerprint != lying
+
+
+def test_ids_that_read_the_same_when_joined_are_other_ids():
+    assert (
+        Shades([1, 2], ids=["a", "bc"]).manifest()["ids_sha256"]
+        != (Shades([1, 2], ids=["ab", "c"]).manifest()["ids_sha256"])
+    )
+
+
 def test_the_fingerprint_of_a_subset_depends_on_its_own_images_alone():
     whole, other = Shades([1, 2, 3]), Shades([1, 2, 99])
     assert whole.subset([0, 1]).fingerprint == other.subset([0, 1]).fingerprint

@@ -36,9 +36,7 @@ def pets(tmp_path: Path) -> Path:
 
 def test_ids_are_paths_below_the_root_and_labels_the_first_folder(pets):
     train, score = _both(pets)
-    assert sorted(train.ids + score.ids) == sorted(
-        path.relative_to(pets).as_posix() for path in pets.rglob("*.png")
-    )
+    assert sorted(train.ids + score.ids) == sorted(path.relative_to(pets).as_posix() for path in pets.rglob("*.png"))
     assert train.ids == sorted(train.ids)
     assert train.class_names == score.class_names == ["cat", "dog"]
     for dataset in (train, score):
@@ -85,10 +83,11 @@ def test_folders_for_the_splits_are_used_when_there_are_both(tmp_path, folder):
     assert score.labels == [1]
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    _fill(tmp_path, [f"{kind}/{number}.png" for kind in ("car", "train") for number in range(5)])
+@pytest.mark.parametrize("kinds", [["car", "train"], ["cat", "test"]])
+def test_a_class_may_be_called_like_a_split(tmp_path, kinds):
+    _fill(tmp_path, [f"{kind}/{number}.png" for kind in kinds for number in range(5)])
     train, score = _both(tmp_path)
-    assert train.class_names == ["car", "train"]
+    assert train.class_names == kinds
     assert len(train) + len(score) == 10
 
 

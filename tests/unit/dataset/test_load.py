@@ -98,9 +98,7 @@ def test_a_data_set_of_ones_own(my_package):
 
 def test_an_empty_data_set_is_refused(my_package):
     with pytest.raises(DataError, match="mine/train is empty"):
-        load_dataset(
-            ExternalDatasetConfig(_target_=f"{my_package}.Mine", name="mine", kwargs={"n": 0}), "train"
-        )
+        load_dataset(ExternalDatasetConfig(_target_=f"{my_package}.Mine", name="mine", kwargs={"n": 0}), "train")
 
 
 def test_an_unknown_option_of_ones_own_data_set_is_refused(my_package):

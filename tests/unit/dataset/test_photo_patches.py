@@ -104,9 +104,7 @@ def test_cells_are_evenly_spread(n_rows, n_columns, most):
 
 
 def test_the_size_of_a_tile_is_part_of_the_fingerprint():
-    small, large = (
-        PhotoPatches(PhotoPatchesConfig(train=TilesConfig(size, 2000, 2)), "train") for size in (64, 96)
-    )
+    small, large = (PhotoPatches(PhotoPatchesConfig(train=TilesConfig(size, 2000, 2)), "train") for size in (64, 96))
     assert small.ids == large.ids
     assert small.fingerprint != large.fingerprint
     assert small.manifest()["files"] == large.manifest()["files"]

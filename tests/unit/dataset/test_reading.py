@@ -60,11 +60,20 @@ def _truncated(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _wrong_length(path):
+    _photo().save(path)
+    good = path.read_bytes()
+    start = good.index(b"IDAT") - 4
+    half = int.from_bytes(good[start : start + 4], "big") // 2
+    path.write_bytes(good[:start] + half.to_bytes(4, "big") + good[start + 4 :])
+
+
 @pytest.mark.parametrize(
     ("name", "make", "word"),
     [
         ("cut.jpg", _truncated, "truncated"),
         ("cut.png", _truncated, ""),
+        ("chunk.png", _wrong_length, "broken PNG file"),
         ("text.png", lambda path: path.write_text("no picture"), "not an image"),
         ("empty.jpg", lambda path: path.write_bytes(b""), "not an image"),
         ("gone.jpg", lambda path: None, "No such file"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mis_lab.core.seeding import generator
-from mis_lab.dataset.splits import held_out_groups, spread
+from mis_lab.dataset.splits import _quotas, held_out_groups, spread
 
 GROUPS = st.lists(st.sampled_from("abcdefghij"), max_size=60)
 
@@ -74,6 +74,17 @@ def test_spread_at_random_keeps_the_turns_and_is_seeded(groups, n, seed):
     taken = Counter(groups[index] for index in chosen)
     fullest = max(taken.values(), default=0)
     assert all(taken[group] >= min(size, fullest - 1) for group, size in Counter(groups).items())
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 60))
+def test_quotas_are_those_of_taking_one_in_turn(sizes, n):
+    quotas, left = [0] * len(sizes), min(n, sum(sizes))
+    while left:
+        for position, size in enumerate(sizes):
+            if left and quotas[position] < size:
+                quotas[position] += 1
+                left -= 1
+    assert _quotas(sizes, n) == quotas
 
 
 def test_the_images_of_a_group_are_evenly_spaced():

@@ -96,8 +96,8 @@ def test_the_numbers_are_those_of_the_scored_units(pair):
 
 
 def test_the_interval_over_groups_against_the_procedure_written_out(pair):
-    found = compare(*pair, "bottom", n_bootstrap=400, seed=7)
-    weights = numpy_generator(7, "bootstrap", "groups").multinomial(N_GROUPS, [1 / N_GROUPS] * N_GROUPS, size=400)
+    found = compare(*pair, "bottom", n_bootstrap=120, seed=7)
+    weights = numpy_generator(7, "bootstrap", "groups").multinomial(N_GROUPS, [1 / N_GROUPS] * N_GROUPS, size=120)
     differences = []
     for drawn in weights:
         means = []

@@ -34,7 +34,7 @@ def test_mann_whitney_is_scipys_and_knows_its_limits():
 def test_mann_whitney_keeps_its_level_over_units_where_pooled_tasks_do_not():
     """Units differ, tasks of a unit share that: the unit is the replicate."""
     rng = np.random.default_rng(1)
-    n_rounds, found_units, found_tasks = 600, 0, 0
+    n_rounds, found_units, found_tasks = 400, 0, 0
     for _ in range(n_rounds):
         sets = []
         for n_units in (25, 60):
@@ -52,7 +52,7 @@ def test_mann_whitney_keeps_its_level_over_units_where_pooled_tasks_do_not():
 def test_bootstrap_over_units_is_scipys():
     rng = np.random.default_rng(2)
     a, b = rng.beta(4, 2, 50), rng.beta(3, 3, 80)
-    found = unit_bootstrap(a, b, 4000, seed=0)
+    found = unit_bootstrap(a, b, 2000, seed=0)
     statistics = {
         "cliffs_delta": by_pairs,
         "median_difference": lambda x, y: np.median(x) - np.median(y),
@@ -62,14 +62,14 @@ def test_bootstrap_over_units_is_scipys():
         interval = getattr(found, name)
         assert interval.estimate == pytest.approx(statistic(a, b))
         expected = bootstrap(
-            (a, b), statistic, n_resamples=1500, method="percentile", vectorized=False, rng=np.random.default_rng(0)
+            (a, b), statistic, n_resamples=1000, method="percentile", vectorized=False, rng=np.random.default_rng(0)
         ).confidence_interval
         width = expected.high - expected.low
-        assert interval.low == pytest.approx(expected.low, abs=0.08 * width)
-        assert interval.high == pytest.approx(expected.high, abs=0.08 * width)
+        assert interval.low == pytest.approx(expected.low, abs=0.1 * width)
+        assert interval.high == pytest.approx(expected.high, abs=0.1 * width)
         assert all(isinstance(value, float) for value in interval)
-    assert found == unit_bootstrap(a, b, 4000, seed=0)
-    assert found.mean_difference.low != unit_bootstrap(a, b, 4000, seed=1).mean_difference.low
+    assert found == unit_bootstrap(a, b, 2000, seed=0)
+    assert found.mean_difference.low != unit_bootstrap(a, b, 2000, seed=1).mean_difference.low
     assert all(np.isnan(interval).all() for interval in unit_bootstrap(a, b[:0], 10, seed=0))
 
 

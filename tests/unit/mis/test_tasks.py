@@ -165,7 +165,7 @@ def test_every_draw_is_sound(pools_of, seed, protocol, negatives, grouped, spars
                 assert all(len(set(task)) == k + 1 for task in codes[side[unit, :n]].tolist())
 
 
-@given(seed=st.integers(0, 2**32), n_groups=st.integers(3, 15), skew=st.floats(0, 2), n_tasks=st.integers(2, 8))
+@given(seed=st.integers(0, 2**32), n_groups=st.integers(3, 15), skew=st.floats(0, 4), n_tasks=st.integers(2, 18))
 def test_grouped_extreme_uses_the_most_extreme_images_that_the_cap_allows(pools_of, seed, n_groups, skew, n_tasks):
     rng, n_images, k = np.random.default_rng(seed), 120, 2
     activations = rng.standard_normal((n_images, 3))
@@ -209,6 +209,13 @@ def test_a_group_with_half_of_all_images_lowers_the_number_of_tasks_as_far_as_ne
         for side in sides(tasks):
             for unit in range(4):
                 assert (np.sort(codes[side[unit, : tasks.n_tasks[unit]]], 1) == np.arange(5)).all()
+        # A group of ten gives its five most active images to one side and its five least active to the other.
+        for side, sign in zip(sides(tasks), (-1, 1), strict=True):
+            for unit in range(4):
+                used = side[unit, :5]
+                for group in range(1, 5):
+                    of_group = 40 + (group - 1) * 10 + (sign * activations[codes == group, unit]).argsort()[:5]
+                    assert set(used[codes[used] == group]) == set(of_group)
 
 
 def test_quantile_with_groups_draws_uniformly_among_the_images_left():

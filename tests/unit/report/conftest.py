@@ -146,7 +146,7 @@ def kind_scores(random: np.random.Generator, site: str, kind: str, n: int, level
         for values in (soft, hard):
             values[status != "ok"] = np.nan
         scores[negatives] = {"soft": soft, "hard": hard, "delta_over_tau": np.log(soft / (1 - soft))}
-    n_active = random.integers(8, 1300, n) if kind == "feature" else np.full(n, 1288)
+    n_active = random.integers(8, 1289, n) if kind == "feature" else np.full(n, 1288)
     return KindScores(site, kind, np.arange(n), status.tolist(), n_active, scores)
 
 

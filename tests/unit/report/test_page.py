@@ -190,13 +190,13 @@ def test_hostile_names_stay_text(data):
 
 
 def test_a_page_that_would_be_too_large_shows_less_and_says_so(data, tmp_path):
-    full = len(page(data, ReportConfig(units=4, images=9, image_px=48)).encode())
-    bare = len(page(data, ReportConfig(units=1, images=1, image_px=48)).encode())
+    full = len(page(data, ReportConfig(units=2, images=9, image_px=24)).encode())
+    bare = len(page(data, ReportConfig(units=1, images=1, image_px=24)).encode())
     limit = (full + bare) / 2 / 2**20
-    path = write_report(data, tmp_path / "report.html", ReportConfig(units=4, images=9, image_px=48, max_mib=limit))
+    path = write_report(data, tmp_path / "report.html", ReportConfig(units=2, images=9, image_px=24, max_mib=limit))
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size <= limit * 2**20
-    said = re.search(r"this page shows (\d) of 9 images a unit and (\d) of 4 units a row", text)
+    said = re.search(r"this page shows (\d) of 9 images a unit and (\d) of 2 units a row", text)
     assert said is not None
     tiles = re.findall(r'class="tiles"[^>]*style="--n:(\d+)"', text)
     assert max(map(int, tiles)) == int(said[1]) < 9
