@@ -33,12 +33,17 @@ def _package(name: str) -> Callable[[], str | None]:
     return lambda: None if importlib.util.find_spec(name) else f"the package {name} is not installed"
 
 
+def _mount() -> str | None:
+    return None if sys.platform == "linux" and os.geteuid() == 0 else "only root may mount a small disk"
+
+
 # What @pytest.mark.needs(...) may ask for; each gives None, or why it is missing.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "chromium": _program(*CHROMIUM),
     "graphviz": _program("dot"),
     "uv": _package("uv"),
     "hatchling": _package("hatchling"),
+    "mount": _mount,
 }
 
 SAME_EXAMPLES = REQUIRE_ALL or "CI" in os.environ

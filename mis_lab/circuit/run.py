@@ -124,7 +124,11 @@ def _choose(
     """
     for name, indices in (("discovery", discovery), ("evaluation", evaluation)):
         if not len(indices):
-            raise DataError(f"no {name} images for circuits", looked=f"{dataset.name}/{dataset.split}")
+            raise DataError(
+                f"no {name} images for circuits",
+                looked=f"{dataset.name}/{dataset.split}",
+                fix="Images of two groups or more are needed; dataset.split.hold_out shares them out.",
+            )
     both = set(discovery) & set(evaluation)
     if both:
         raise DataError(

@@ -111,6 +111,14 @@ class ImageDataset:
         """The file of image `index`; None when it is made in memory (its pixels are hashed then)."""
         return None
 
+    def portrait(self, group: str) -> Image.Image:
+        """A picture of a group for a contact sheet: what its images are cut from, or its first image."""
+        return self.image(self.groups.index(group))
+
+    def credit(self, group: str) -> str:
+        """Who made the images of a group, and under which terms; empty where nothing has to be said."""
+        return ""
+
     @property
     def settings(self) -> dict[str, Any]:
         """What besides ids and files decides the pixels (the size of a tile, say); part of the manifest."""
@@ -172,6 +180,12 @@ class Subset(ImageDataset):
 
     def file(self, index: int) -> SourceFile | None:
         return self.whole.file(self.indices[index])
+
+    def portrait(self, group: str) -> Image.Image:
+        return self.whole.portrait(group)
+
+    def credit(self, group: str) -> str:
+        return self.whole.credit(group)
 
     @property
     def settings(self) -> dict[str, Any]:

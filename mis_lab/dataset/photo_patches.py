@@ -106,6 +106,12 @@ class PhotoPatches(ImageDataset):
         tile = self.tiles[index]
         return _source(tile.scene, tile.view)
 
+    def portrait(self, group: str) -> Image.Image:
+        return _photograph(group, next(iter(SCENES[group].files)))
+
+    def credit(self, group: str) -> str:
+        return SCENES[group].attribution
+
     @property
     def settings(self) -> dict[str, int]:
         return {"tile": self.tiles_config.size}

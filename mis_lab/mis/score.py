@@ -35,7 +35,7 @@ class Scores(NamedTuple):
     """Scores of U units, each with its 95 % interval; NaN for units without tasks.
 
     Intervals take tasks as independent. A unit's tasks share its pool, which widens the spread of a random unit's hard
-    score by 5 to 9 % at N = 20.
+    score by up to 9 % at N = 20.
 
     Attributes:
         soft: mean of sigmoid(Δ/τ), bootstrap over tasks.

@@ -55,7 +55,10 @@ class Draw(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One side's pool, most extreme image first, -1 padding on the right; and the images' groups."""
+    """One side's pool, most extreme image first, -1 where none is to be used; and the images' groups.
+
+    Without groups the images to be used stand first.
+    """
 
     images_us: Tensor
     groups_us: Tensor | None
@@ -205,8 +208,6 @@ def _groups_of(images_us: Tensor, groups: Tensor) -> Tensor:
 
 def _side(images_us: Tensor, eligible_us: Tensor, groups: Tensor | None) -> _Side:
     images = images_us.masked_fill(~eligible_us, -1)
-    if (eligible_us[:, 1:] & ~eligible_us[:, :-1]).any():
-        images = images.gather(1, (~eligible_us).to(torch.int8).argsort(dim=1, stable=True))
     return _Side(images, None if groups is None else _groups_of(images, groups))
 
 

@@ -55,6 +55,7 @@ def run(
             sys.path.insert(0, os.getcwd())
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, on every device
     device = resolve_device(config.device)
     store = Store(Path(config.paths.store))
     with held_lock(run_dir / ".run", f"the run folder {run_dir}", wait=False):

@@ -184,8 +184,6 @@ def _dataset(sources: Sources) -> DatasetSummary:
     groups = list(dict.fromkeys(score.groups))
     counts = {"train": Counter(train.groups), "score": Counter(score.groups)}
     shared = len(groups) < len(score)  # else every image is its own group
-    first = {group: score.groups.index(group) for group in groups[:MOST_SCENES]}
-    middle = {group: at + counts["score"][group] // 2 for group, at in first.items()}
     return DatasetSummary(
         name=score.name,
         group_word="scene" if score.name == "photo_patches" else "group" if shared else "image",
@@ -194,8 +192,11 @@ def _dataset(sources: Sources) -> DatasetSummary:
         n_groups=len(groups),
         n_held_out=len(sources.held_out),
         scenes=[
-            Scene(group, score.image(at), counts["train"][group], counts["score"][group], group in sources.held_out)
-            for group, at in middle.items()
+            Scene(
+                group, score.portrait(group), counts["train"][group], counts["score"][group],
+                group in sources.held_out, score.credit(group),
+            )
+            for group in groups[:MOST_SCENES]
         ],
     )
 

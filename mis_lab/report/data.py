@@ -76,13 +76,19 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Scene:
-    """A group of images on the contact sheet; `held_out`: no SAE trained on it and no circuit was found on it."""
+    """A group of images on the contact sheet.
+
+    Attributes:
+        held_out: no SAE trained on it and no circuit was found on it.
+        credit: who made it, and under which terms.
+    """
 
     name: str
     image: Picture
     n_train: int
     n_score: int
     held_out: bool
+    credit: str = ""
 
 
 @dataclass(frozen=True)

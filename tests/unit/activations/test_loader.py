@@ -97,6 +97,9 @@ def test_blocks_are_mixed(stored):
     # Nor may an epoch walk through the disk: where a batch's vectors lie on average must not drift.
     halves = [sum(half) / len(half) for half in (numbers[:20_000], numbers[20_000:])]
     assert abs(halves[0] - halves[1]) < 10_000
+    # And what is held together differs from epoch to epoch: of three parts, a third comes first again by chance.
+    first, again = ({number // N_POSITIONS for number in visited(loader, epoch)[:10_000]} for epoch in (0, 1))
+    assert 0.1 < len(first & again) / len(first) < 0.6
 
 
 def test_each_image_is_read_once_an_epoch_and_memory_is_kept_to(stored, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
@@ -137,6 +138,20 @@ def test_a_full_disk_is_told(tmp_path):
     site = Site("a", "bd", width=2**16, n_positions=1, grid=(1, 1))
     with pytest.raises(StoreError, match="disk is full while writing"), writer_of(tmp_path, 3, site) as writer:
         writer.append(torch.randn(3, 1, 2**16), range(3))
+
+
+def test_a_disk_that_takes_a_part_at_a_time(write, monkeypatch):
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(memoryview(data)[:1000])
+
+    monkeypatch.setattr(
+        "mis_lab.activations.shards.open", lambda path, mode, buffering=0: Slow(path, mode), raising=False
+    )
+    x_npd = torch.randn(5, 64, 512)
+    stored = write(x_npd)
+    monkeypatch.undo()
+    assert torch.equal(stored.read(0, 5), x_npd)
 
 
 @pytest.mark.parametrize("indices", [[1, 2], [0, 2], [0, 1, 2]])

@@ -170,13 +170,12 @@ def test_without_saes_neurons_alone(run, tmp_path) -> None:
 
 
 def test_strongest_images_are_those_with_the_largest_effect_in_the_nodes_sign(run) -> None:
-    found = run().features
-    order = found.strongest_images(3)
-    assert order.shape == (5, 3)
-    for row, effect, effects in zip(order, found.shown.effect, found.shown_effects, strict=True):
-        assert row[0] == (effects.argmax() if effect > 0 else effects.argmin())
-        signed = effects[row] * effect.sign()
-        assert signed.tolist() == sorted(signed.tolist(), reverse=True)
+    whole = run().features
+    circuit = replace(whole.circuit.top(2), effect=torch.tensor([1.0, -1.0], dtype=torch.float64))
+    effects = torch.tensor([[0.0, 4.0, -9.0, 9.0], [4.0, -5.0, -9.0, 6.0]])
+    found = replace(whole, circuit=circuit, shown_effects=effects)
+    assert found.strongest_images(3).tolist() == [[3, 1, 0], [2, 1, 0]]
+    assert found.strongest_images(99).shape == (2, 4)
 
 
 def test_gap_and_curve_are_logged(run, caplog: pytest.LogCaptureFixture) -> None:

@@ -66,6 +66,23 @@ def test_other_errors_of_a_constructor_keep_their_type(config_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError("reset"), MissingFileError),
+        (TimeoutError("slow"), MissingFileError),
+        (ZeroDivisionError("a bug"), ZeroDivisionError),
+    ],
+)
+def test_only_failed_downloads_become_missing_files(config_of, monkeypatch, error, expected):
+    def broken(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mis_lab.model.load.build", broken)
+    with pytest.raises(expected, match=str(error)):
+        build_network(config_of("mis_lab.anything", keywords={"pretrained": True}))
+
+
+@pytest.mark.parametrize(
     ("keywords", "told"),
     [
         ({"model_name": "resnet188"}, "model_name=resnet188: timm has no such model. Nearest: resnet18"),

@@ -9,8 +9,9 @@ from torch import nn
 
 from mis_lab.core.errors import ConfigError, DataError, MissingFileError
 from mis_lab.core.tensors import hash_tensors
+from mis_lab.dataset.config import TransformConfig
 from mis_lab.model.capture import predictions
-from mis_lab.model.load import build_network, load_model, read_state_dict
+from mis_lab.model.load import build_network, load_model, read_state_dict, wrap_module
 
 TIMM = "timm.create_model"
 RESNET = {"model_name": "test_resnet"}
@@ -148,3 +149,13 @@ def test_a_network_without_a_classifier_has_no_classes(config_of):
         load_model(config_of("torch.nn.Conv2d", 8, {"in_channels": 3, "out_channels": 2, "kernel_size": 3})).n_classes
         == 0
     )
+
+
+def test_a_module_of_your_own_is_the_same_as_one_from_a_configuration(mlp, state):
+    module = build_network(mlp(init_seed=5))
+    model = wrap_module(module, "mine", TransformConfig(size=2))
+    assert (model.name, model.n_classes, model.module) == ("mine", 4, module)
+    assert model.fingerprint == load_model(mlp(init_seed=5)).fingerprint == hash_tensors(state)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    with pytest.raises(ConfigError, match=r"model mine does not take an input of 3×5×5"):
+        wrap_module(module, "mine", TransformConfig(size=5))

@@ -130,6 +130,18 @@ def test_atoms_stay_at_unit_norm_unless_told_otherwise(vectors: Callable) -> Non
         assert away < 1e-6 if unit_norm else away > 1e-4
 
 
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_the_optimiser_sees_no_gradient_along_the_atoms(vectors: Callable, unit_norm: bool) -> None:
+    loader = vectors()
+    sae = build(SAES["topk"], width=8)
+    sae.initialise(loader.sample(512), generator(0))
+    atoms_fd = sae.W_dec.detach().clone()
+    training = Training(sae, replace(CONFIG, optimizer=SaeOptimizer.sgd, unit_norm=unit_norm))
+    training.advance(loader.batch(0))
+    along = (training.optimizer.state[sae.W_dec]["momentum_buffer"] * atoms_fd).sum(1).abs().max()
+    assert along < 1e-7 if unit_norm else along > 1e-4
+
+
 def test_a_clipped_step_is_a_step_along_the_shortened_gradient(scripted: Scripted) -> None:
     scripted.fires = [[0]]
     config = TrainerConfig(
@@ -315,10 +327,12 @@ def test_a_run_that_fails_says_where_and_keeps_the_last_good_checkpoint(
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights(scripted: Scripted) -> None:
-    scripted.fires, scripted.loss = [[0]], 1e38
+    scripted.fires, scripted.loss = [[0]], 1e37  # of a finite loss, but its squares overflow
     with torch.no_grad():
         scripted.b_enc.fill_(1.0)
     before = {name: parameter.detach().clone() for name, parameter in scripted.named_parameters()}
+    squared = sum(float(parameter.detach().square().sum()) for parameter in scripted.parameters())
+    assert scripted.loss * squared < torch.finfo(torch.float32).max
     with pytest.raises(DataError, match="not finite at step 0"):
         Training(scripted, TrainerConfig(n_vectors=10, batch_size=10)).advance(torch.ones(10, 4))
     for name, parameter in scripted.named_parameters():

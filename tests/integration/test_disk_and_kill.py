@@ -1,0 +1,62 @@
+"""What must not go wrong: a killed run loses nothing and a full disk leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Lab
+
+FEW = ("experiment=quickstart", "debug=smoke", "logger=files", "model.sites=[blocks.6]", "stages=[activations,sae]")
+LONG = (*FEW, "trainer.n_vectors=400000", "trainer.checkpoint_steps=20")
+
+
+def weights(lab: Lab) -> bytes:
+    (path,) = (lab.folder / "store" / "sae").glob("*/sae.safetensors")
+    return path.read_bytes()
+
+
+def test_killed_training_goes_on_to_the_same_weights(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
+    process = lab.start(*LONG)
+    checkpoints = lab.folder / "store" / "sae"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob(".building-*/checkpoint*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(checkpoints.glob("*/sae.safetensors")), "the training was over before it could be killed"
+    resumed = lab.run(*LONG)
+    assert "going on from step" in resumed.stdout
+    other = Lab(tmp_path_factory.mktemp("uninterrupted"), {})
+    other = Lab(other.folder, {"MIS_LAB_OUTPUT": "multirun_outputs", "MIS_LAB_STORE": str(other.folder / "store")})
+    other.run(*LONG)
+    assert weights(lab) == weights(other)
+    (result,) = lab.outputs.rglob("result.json")
+    assert json.loads(result.read_text())["artifacts"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.needs("mount")
+def test_a_full_disk_is_one_line_and_leaves_nothing(lab: Lab, tiny_disk: Path) -> None:
+    full = Lab(lab.folder, lab.environment | {"MIS_LAB_STORE": str(tiny_disk / "store")})
+    done = full.run(*FEW, "dataset.split.limit=0", expect=2)
+    told = [line for line in done.stdout.splitlines() if "ERROR" in line]
+    assert len(told) == 1
+    assert "disk is full" in told[0]
+    assert not list((tiny_disk / "store").glob("*/.building-*"))
+    assert not list((tiny_disk / "store").glob("*/*/manifest.json"))
