@@ -128,8 +128,9 @@ class Store:
                     self._publish(recipe, folders[recipe.key], time.time() - started)
         except BaseException:
             for recipe in missing:
-                if not recipe.resumable:
-                    shutil.rmtree(folders[recipe.key], ignore_errors=True)
+                folder = folders[recipe.key]
+                if not (recipe.resumable and folder.exists() and any(folder.iterdir())):  # nothing to go on from
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _publish(self, recipe: Recipe, folder: Path, seconds: float) -> None:
