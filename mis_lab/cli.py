@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 def run_hydra(arguments: list[str]) -> int:
     """Compose the configuration and run one job or a sweep of them."""
+    _failed_jobs.clear()
     full_errors = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions over instead of printing them and leaving
     sys.argv = ["mis-lab", *arguments]

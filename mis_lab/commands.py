@@ -106,7 +106,7 @@ def _gc(found: Store, delete: bool, older_than: float) -> int:
             used.add(key)
             waiting.extend(by_key[key]["inputs"].values())
     folders = [Path(manifest["path"]) for key, manifest in by_key.items() if key not in used]
-    folders += [path for path in found.root.glob("*/.building-*") if path.is_dir()]
+    folders += found.abandoned()
     folders = [folder for folder in folders if time.time() - folder.stat().st_mtime > older_than * 3600]
     freed = 0.0
     for folder in folders:

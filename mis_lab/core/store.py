@@ -25,7 +25,7 @@ from mis_lab.core.errors import StoreError
 from mis_lab.core.files import full_disk_is_told, read_json, write_json
 from mis_lab.core.keys import content_key, hash_file, plain
 
-MANIFEST = "manifest.json"
+MANIFEST, BUILDING = "manifest.json", ".building-"
 SECONDS_BETWEEN_WAITING_LINES = 30.0
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Store:
         return [Artifact(recipe, recipe.key, self.path(recipe)) for recipe in recipes]
 
     def _build(self, missing: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]) -> None:
-        folders = {recipe.key: self.path(recipe).with_name(f".building-{recipe.key}") for recipe in missing}
+        folders = {recipe.key: self.path(recipe).with_name(BUILDING + recipe.key) for recipe in missing}
         started = time.time()
         try:
             for recipe in missing:
@@ -160,9 +160,12 @@ class Store:
             shutil.rmtree(self.path(recipe))
         os.replace(folder, self.path(recipe))
 
+    def _lock_path(self, stage: str, key: str) -> Path:
+        return self.root / ".locks" / f"{stage}-{key}"
+
     @contextmanager
     def _lock(self, recipe: Recipe) -> Iterator[None]:
-        with held_lock(self.root / ".locks" / f"{recipe.stage}-{recipe.key}", f"{recipe.stage}/{recipe.key[:8]}"):
+        with held_lock(self._lock_path(recipe.stage, recipe.key), f"{recipe.stage}/{recipe.key[:8]}"):
             yield
 
     def manifests(self) -> list[dict[str, Any]]:
@@ -172,6 +175,19 @@ class Store:
             if not path.parent.name.startswith("."):
                 found.append(read_json(path) | {"path": str(path.parent)})
         return sorted(found, key=lambda manifest: (manifest["built"]["at"], manifest["key"]))
+
+    def abandoned(self) -> list[Path]:
+        """Building folders that no process works in: of killed builds, kept where a next try can go on from them."""
+        found = []
+        for folder in sorted(self.root.glob(f"*/{BUILDING}*")):
+            key = folder.name.removeprefix(BUILDING)
+            lock = FileLock(self._lock_path(folder.parent.name, key).with_suffix(".lock"))
+            try:
+                with lock.acquire(timeout=0):
+                    found.append(folder)
+            except Timeout:
+                continue
+        return found
 
     def match(self, start: str) -> dict[str, Any]:
         """The manifest of the one artifact named ``[stage/]key`` or the start of a key.

@@ -1,64 +1,100 @@
-"""Runs of the command in a process of its own, in a folder of its own."""
+"""`mis-lab` called in a folder of its own: in this process (torch is imported once), or in one that can be killed."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mis_lab.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Lab:
-    """A folder in which `mis-lab` is called.
-
-    Attributes:
-        folder: where the command is started.
-        environment: what it sees beside this process' environment.
-    """
+    """A folder in which `mis-lab` is called, with a store of its own."""
 
     folder: Path
-    environment: dict[str, str]
 
     @property
     def outputs(self) -> Path:
         return self.folder / "multirun_outputs"
 
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"MIS_LAB_OUTPUT": "multirun_outputs", "MIS_LAB_STORE": str(self.store)}
+
+    def run(
+        self, *arguments: str, expect: int = 0, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Call the command in this process.
+
+        Args:
+            expect: the exit code it must have.
+            environment: variables beside the lab's own.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        with _as_a_process(self.folder, self.environment | (environment or {})):
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main(list(arguments))
+        told = f"{out.getvalue()}\n{err.getvalue()}"
+        assert ended.value.code == expect, f"exit code {ended.value.code}, expected {expect}\n{told}"
+        return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Call the command in a process of its own."""
+        path = f"{REPOSITORY}{os.pathsep}{self.folder}"
         return subprocess.Popen(
             [sys.executable, "-m", "mis_lab", *arguments],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{self.folder}", "OMP_NUM_THREADS": "1"} | self.environment,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *arguments: str, expect: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        finally:
-            process.kill()
-        assert process.returncode == expect, f"exit code {process.returncode}, expected {expect}\n{out}\n{err}"
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+@contextmanager
+def _as_a_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Folder, environment, arguments, logging, signals and Hydra's state as a fresh process has them; put back after."""
+    here, root, handler = Path.cwd(), logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    handlers, level = list(root.handlers), root.level
+    os.chdir(folder)
+    try:
+        with mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", list(sys.argv)):
+            yield
+    finally:
+        os.chdir(here)
+        signal.signal(signal.SIGTERM, handler)
+        GlobalHydra.instance().clear()
+        for old in set(root.handlers) - set(handlers):
+            old.close()
+        root.handlers[:], root.level = handlers, level
 
 
-@pytest.fixture()
+@pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     """An empty folder with a store of its own."""
-    return Lab(tmp_path, {"MIS_LAB_OUTPUT": "multirun_outputs", "MIS_LAB_STORE": str(tmp_path / "store")})
+    return Lab(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[], Lab]:
-    """One folder and store for the tests that look at a finished smoke run, so that it is computed once a worker."""
-    folder = tmp_path_factory.mktemp("shared-lab")
-    environment = {"MIS_LAB_OUTPUT": "multirun_outputs", "MIS_LAB_STORE": str(folder / "store")}
-    return lambda: Lab(folder, environment)
+def new_lab(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lab]:
+    """Name → another such folder, for tests that need two or share one."""
+    return lambda name: Lab(tmp_path_factory.mktemp(name))

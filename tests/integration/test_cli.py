@@ -96,13 +96,13 @@ def test_bad_input_is_one_line_and_exit_2(lab: Lab, arguments: list[str], words:
     assert len(errors) == 1, done.stdout + done.stderr
     assert all(word in errors[0] for word in words), errors[0]
     assert "Traceback" not in done.stdout + done.stderr
-    assert not list((lab.folder / "store").glob("*/.building-*")), "something half-written in the store"
+    assert not list(lab.store.glob("*/.building-*")), "something half-written in the store"
     assert not list(lab.outputs.rglob("result.json"))
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing_half_written(lab: Lab) -> None:
     process = lab.start("logger=files", "trainer.n_vectors=100000000", "debug=smoke", "dataset.split.limit=0")
-    activations = lab.folder / "store" / "activations"
+    activations = lab.store / "activations"
     deadline = time.monotonic() + 120
     while not list(activations.glob(".building-*")) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,27 +14,26 @@ import pytest
 from tests.integration.conftest import Lab
 
 FEW = ("experiment=quickstart", "debug=smoke", "logger=files", "model.sites=[blocks.6]", "stages=[activations,sae]")
-LONG = (*FEW, "trainer.n_vectors=400000", "trainer.checkpoint_steps=20")
+LONG = (*FEW, "trainer.n_vectors=80000", "trainer.checkpoint_steps=10")
 
 
 def weights(lab: Lab) -> bytes:
-    (path,) = (lab.folder / "store" / "sae").glob("*/sae.safetensors")
+    (path,) = (lab.store / "sae").glob("*/sae.safetensors")
     return path.read_bytes()
 
 
-def test_killed_training_goes_on_to_the_same_weights(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_killed_training_goes_on_to_the_same_weights(lab: Lab, new_lab: Callable[[str], Lab]) -> None:
     process = lab.start(*LONG)
-    checkpoints = lab.folder / "store" / "sae"
+    checkpoints = lab.store / "sae"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob(".building-*/checkpoint*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not list(checkpoints.glob("*/sae.safetensors")), "the training was over before it could be killed"
-    resumed = lab.run(*LONG)
+    resumed = lab.run(*LONG)  # in one thread, as the killed one: sums of other threads round differently
     assert "going on from step" in resumed.stdout
-    other = Lab(tmp_path_factory.mktemp("uninterrupted"), {})
-    other = Lab(other.folder, {"MIS_LAB_OUTPUT": "multirun_outputs", "MIS_LAB_STORE": str(other.folder / "store")})
+    other = new_lab("uninterrupted")
     other.run(*LONG)
     assert weights(lab) == weights(other)
     (result,) = lab.outputs.rglob("result.json")
@@ -53,8 +52,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.needs("mount")
 def test_a_full_disk_is_one_line_and_leaves_nothing(lab: Lab, tiny_disk: Path) -> None:
-    full = Lab(lab.folder, lab.environment | {"MIS_LAB_STORE": str(tiny_disk / "store")})
-    done = full.run(*FEW, "dataset.split.limit=0", expect=2)
+    store = {"MIS_LAB_STORE": str(tiny_disk / "store")}
+    done = lab.run(*FEW, "dataset.split.limit=0", expect=2, environment=store)
     told = [line for line in done.stdout.splitlines() if "ERROR" in line]
     assert len(told) == 1
     assert "disk is full" in told[0]

@@ -16,9 +16,9 @@ SMOKE = ("experiment=quickstart", "debug=smoke", "logger=files")
 
 
 @pytest.fixture(scope="module")
-def done(shared_lab: Callable[[], Lab]) -> Lab:
+def done(new_lab: Callable[[str], Lab]) -> Lab:
     """A lab with one finished smoke run of the quickstart."""
-    lab = shared_lab()
+    lab = new_lab("done")
     lab.run(*SMOKE)
     return lab
 
@@ -37,7 +37,7 @@ def test_every_stage_left_an_artifact_that_the_result_names(done: Lab) -> None:
     result = result_of(done)
     stages = {"activations", "sae", "evaluate", "metric", "mis", "compare", "circuit", "report"}
     assert {name.partition("/")[0] for name in result["artifacts"]} == stages
-    keys = {name.partition("/")[2] for name in built(done.folder / "store")}
+    keys = {name.partition("/")[2] for name in built(done.store)}
     assert set(result["artifacts"].values()) == keys
     assert result["config"]["sae"]["k"] == 16
     assert result["seed"] == 0
@@ -61,17 +61,17 @@ def test_permuted_activations_score_chance(done: Lab) -> None:
 
 
 def test_a_finished_run_is_skipped(done: Lab) -> None:
-    before = built(done.folder / "store")
+    before = built(done.store)
     assert "skip" in done.run(*SMOKE).stdout
-    assert built(done.folder / "store") == before
+    assert built(done.store) == before
 
 
 def test_a_run_without_its_result_is_put_together_from_the_store(done: Lab) -> None:
     (path,) = (done.outputs / "quickstart").glob("*/result.json")
-    before, result = built(done.folder / "store"), result_of(done)
+    before, result = built(done.store), result_of(done)
     path.unlink()
     done.run(*SMOKE)
-    assert built(done.folder / "store") == before
+    assert built(done.store) == before
     assert result_of(done)["artifacts"] == result["artifacts"]
     assert result_of(done)["metrics"] == result["metrics"]
 
@@ -100,7 +100,7 @@ def test_store_commands(done: Lab) -> None:
 
 def test_verify_finds_a_changed_file(lab: Lab) -> None:
     lab.run(*SMOKE, "stages=[activations]", "model.sites=[blocks.6]", "dataset.split.limit=18")
-    shard = next((lab.folder / "store" / "activations").glob("*/shard-*.npy"))
+    shard = next((lab.store / "activations").glob("*/shard-*.npy"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
@@ -133,13 +133,13 @@ def test_a_sweep_shares_activations_and_does_only_what_is_missing(lab: Lab) -> N
     lab.run(*words)
     results = list((lab.outputs / "quickstart").glob("*/result.json"))
     assert len(results) == 4
-    before = built(lab.folder / "store")
+    before = built(lab.store)
     assert sum(name.startswith("activations/") for name in before) == 2  # train and score, once
     assert sum(name.startswith("sae/") for name in before) == 4
     results[0].unlink()
     again = lab.run(*words)
     assert again.stdout.count("skip") == 3
-    assert built(lab.folder / "store") == before
+    assert built(lab.store) == before
     table = lab.run("sweep", "quickstart").stdout
     assert "4 runs" in table
     rows = (lab.outputs / "quickstart" / "runs.csv").read_text().splitlines()
@@ -168,7 +168,7 @@ def test_digits_with_a_network_trained_here(lab: Lab) -> None:
     lab.run("experiment=mnist", "debug=smoke", "logger=files", "model.training.epochs=2", "dataset.split.limit=600")
     (path,) = (lab.outputs / "mnist").glob("*/result.json")
     assert "circuit/feature/cpr" in json.loads(path.read_text())["metrics"]
-    (weights,) = (lab.folder / "store" / "weights").glob("*/summary.json")
+    (weights,) = (lab.store / "weights").glob("*/summary.json")
     assert json.loads(weights.read_text())["accuracy"] > 0.5
 
 

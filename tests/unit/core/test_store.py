@@ -387,3 +387,29 @@ def test_a_damaged_manifest_is_told(store: Store) -> None:
 def test_an_empty_store_is_empty(store: Store) -> None:
     assert store.manifests() == []
     assert store.find(RECIPE) is None
+
+
+def test_a_folder_somebody_builds_in_is_not_abandoned(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    seen: list[list[Path]] = []
+
+    def crash(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half way")
+        seen.append(store.abandoned())
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.get(Recipe("sae", 1, {}, resumable=True), crash)
+    assert seen == [[]]
+    assert [folder.name for folder in store.abandoned()] == [f".building-{Recipe('sae', 1, {}).key}"]
+
+
+def test_a_resumable_build_that_left_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def crash(folder: Path) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.get(Recipe("sae", 1, {}, resumable=True), crash)
+    assert store.abandoned() == []

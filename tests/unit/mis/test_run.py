@@ -148,8 +148,11 @@ def test_the_gatherer_is_asked_for_what_tasks_need(stored, embedding, monkeypatc
         return gather(*args, **kwargs)
 
     monkeypatch.setattr("mis_lab.mis.run.gather", spy)
-    score_units(stored, Neurons(SITE.width), embedding, replace(CONFIG, one_per_group=True), 0)
+    config = replace(CONFIG, one_per_group=True, image_activation=ImageActivation.max)
+    scores = score_units(stored, Neurons(SITE.width), embedding, config, 0)
     assert (asked["size"], asked["per_group"], asked["permute_seed"]) == (24, 6, None)
+    vectors = stored.read(0, N_IMAGES)
+    assert torch.equal(scores.maximum, vectors.amax((0, 1)))  # the maximum over positions, not their mean
 
 
 def test_progress_and_result_are_logged(stored, embedding, caplog):
