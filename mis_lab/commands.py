@@ -184,7 +184,14 @@ def _replay(name: str, what: str, argv: list[str], more: list[str]) -> int:
         raise MisLabError(f"{arguments.run_dir} is no run folder", looked=stored, fix="Give a folder below multirun_outputs/.")
     from mis_lab.cli import run_hydra
 
-    return run_hydra([*yaml.safe_load(stored.read_text()), *more, *arguments.overrides])
+    words = yaml.safe_load(stored.read_text())
+    plugins = [word for word in words if word.lstrip("+~").startswith("plugins")]
+    if plugins and not any(word.startswith("plugins") for word in arguments.overrides):
+        raise MisLabError(
+            f"{arguments.run_dir} asks to trust {', '.join(plugins)}",
+            fix="A stored configuration trusts nobody: say it again on the command line, or set plugins in conf/local.",
+        )
+    return run_hydra([*(word for word in words if word not in plugins), *more, *arguments.overrides])
 
 
 # ------------------------------------------------------------------------------------------------------------- shared

@@ -34,8 +34,7 @@ N_RANDOM_TASKS = 10_000
 class Scores(NamedTuple):
     """Scores of U units, each with its 95 % interval; NaN for units without tasks.
 
-    Intervals take tasks as independent. A unit's tasks share its pool, which widens the spread of a random unit's hard
-    score by up to 9 % at N = 20.
+    Intervals take tasks as independent. A unit's tasks share its pool, which can widen the spread by some per cent.
 
     Attributes:
         soft: mean of sigmoid(Δ/τ), bootstrap over tasks.
@@ -51,8 +50,8 @@ class Scores(NamedTuple):
 def margins(tasks: Tasks, embedding: Embedding) -> Tensor:
     """Margins Δ of tasks, (U, N) float64 on the CPU, NaN where there is no task.
 
-    From the Gram matrix where the embedding holds no rows; explanations are summed as they
-    are read and never stand in memory side by side. Equal to the definition to 1e-6 of the embedding's scale.
+    From the rows of the embedding (explanations are summed as they are read and never stand in memory side by side)
+    or from its Gram matrix. Equal to the definition to 1e-6 of the embedding's scale.
 
     Raises:
         DataError: when a task names an image that the embedding does not have.

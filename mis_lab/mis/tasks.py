@@ -62,6 +62,7 @@ class _Side(NamedTuple):
 
     images_us: Tensor
     groups_us: Tensor | None
+    n_groups: int
 
     @property
     def size_u(self) -> Tensor:
@@ -208,7 +209,9 @@ def _groups_of(images_us: Tensor, groups: Tensor) -> Tensor:
 
 def _side(images_us: Tensor, eligible_us: Tensor, groups: Tensor | None) -> _Side:
     images = images_us.masked_fill(~eligible_us, -1)
-    return _Side(images, None if groups is None else _groups_of(images, groups))
+    if groups is None:
+        return _Side(images, None, 0)
+    return _Side(images, _groups_of(images, groups), int(groups.max()) + 1)
 
 
 def _possible_tasks(side: _Side, config: MisConfig, pool: int) -> Tensor:
@@ -246,7 +249,7 @@ def _deal(side: _Side, n_tasks_u: Tensor, config: MisConfig, seed: int, unit_key
         if side.groups_us is None:
             places = subsets(seed, unit_keys, n_tasks, per_side, side.size_u)
         else:
-            places = _draw_distinct_groups(side.groups_us, n_tasks, per_side, seed, unit_keys)
+            places = _draw_distinct_groups(side.groups_us, side.n_groups, n_tasks, per_side, seed, unit_keys)
     elif side.groups_us is None:
         places = deal_bins(permutations(seed, unit_keys, per_side, n_tasks_u, n_tasks), n_tasks_u)
     else:
@@ -263,8 +266,7 @@ def _deal_groups(
     """Places (U, N, K+1): the pool, at most n_tasks images a group, dealt round robin group by group."""
     allowed = (groups_us >= 0) & (_rank_in_group(groups_us) < n_tasks_u[:, None])
     taken = allowed & (allowed.cumsum(1) <= n_tasks_u[:, None] * per_side)
-    # Groups in random order and, within a group, images in random order: sort by the second key, then by the
-    # first.
+    # Groups in random order and, within a group, images in random order: sort by the second key, then the first.
     places = torch.arange(groups_us.shape[1])
     order = hashes(derive_seed(seed, "within groups"), unit_keys, places).argsort(dim=1, stable=True)
     group_key = hashes(derive_seed(seed, "groups"), unit_keys, groups_us).masked_fill(~taken, (1 << 63) - 1)
@@ -274,14 +276,14 @@ def _deal_groups(
     return order.gather(1, deck.flatten(1).clamp_max(groups_us.shape[1] - 1)).view_as(deck)
 
 
-def _draw_distinct_groups(groups_us: Tensor, n_tasks: int, per_side: int, seed: int, unit_keys: Tensor) -> Tensor:
-    """Places (U, N, K+1): images drawn one after the other, uniformly among those whose group is not drawn
-    yet.
+def _draw_distinct_groups(
+    groups_us: Tensor, n_groups: int, n_tasks: int, per_side: int, seed: int, unit_keys: Tensor
+) -> Tensor:
+    """Places (U, N, K+1): images drawn one after the other, uniformly among those whose group is not drawn yet.
 
     A group's chance is then its number of images; exponential clocks at these rates give the same draw
     (Efraimidis and Spirakis 2006).
     """
-    n_groups = int(groups_us.max()) + 1
     step = max(1, _MOST_NUMBERS // (n_tasks * max(n_groups, per_side)))
     drawn = []
     for rows, keys in zip(groups_us.split(step), unit_keys.split(step), strict=True):

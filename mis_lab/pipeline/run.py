@@ -118,7 +118,7 @@ def headline_numbers(made: Mapping[str, Artifact]) -> dict[str, dict[str, float]
 
 
 def _headline(flat: Mapping[str, float]) -> float | None:
-    differences = [value for name, value in flat.items() if name.startswith("compare/") and name.endswith("/mean_difference")]
+    differences = [value for name, value in flat.items() if name.startswith("compare/soft/") and name.endswith("/mean_difference")]
     return sum(differences) / len(differences) if differences else None
 
 

@@ -36,6 +36,7 @@ from mis_lab.sae.train import train
 from mis_lab.sae.units import Features
 
 SPLICE, COMPARISONS = "splice.json", "comparisons.json"
+MEASURES = ("soft", "hard", "delta_over_tau")  # the first for every pair of kinds, all for features against neurons
 PARTS = {"seen": False, "held_out": True}  # of the split score: whether its groups are held out
 
 # Raised by hand when a stage's results change for the same configuration.
@@ -241,15 +242,15 @@ def compare(lab: Lab) -> Artifact:
         for a, b in pairs:
             if a not in kinds or b not in kinds:
                 continue
-            for comparison in compare_sites(
-                {site: (scores[site, a], scores[site, b]) for site in sites}, "soft", lab.config.mis.n_bootstrap, lab.config.seed
-            ):
-                found.append({"kinds": [a, b], **comparison.as_json()})
-                if (a, b) == pairs[0]:
-                    at = f"{comparison.site}/{comparison.negatives}"
-                    numbers[f"{at}/mean_difference"] = float(comparison.mean_difference.estimate)
-                    numbers[f"{at}/cliffs_delta"] = float(comparison.cliffs_delta.estimate)
-                    numbers[f"{at}/p_holm"] = comparison.p_holm
+            of_sites = {site: (scores[site, a], scores[site, b]) for site in sites}
+            for measure in MEASURES if (a, b) == pairs[0] else MEASURES[:1]:
+                for comparison in compare_sites(of_sites, measure, lab.config.mis.n_bootstrap, lab.config.seed):
+                    found.append({"kinds": [a, b], **comparison.as_json()})
+                    if (a, b) == pairs[0]:
+                        at = f"{measure}/{comparison.site}/{comparison.negatives}"
+                        numbers[f"{at}/mean_difference"] = float(comparison.mean_difference.estimate)
+                        numbers[f"{at}/cliffs_delta"] = float(comparison.cliffs_delta.estimate)
+                        numbers[f"{at}/p_holm"] = comparison.p_holm
         write_json(folder / COMPARISONS, found)
         write_json(folder / SUMMARY, numbers)
 

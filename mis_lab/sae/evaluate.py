@@ -32,10 +32,16 @@ NUMBERS, PER_FEATURE = "reconstruction.json", "reconstruction.safetensors"
 class Stored(Protocol):
     """What is read of :class:`mis_lab.activations.shards.StoredActivations`."""
 
-    groups: Sequence[str]
-    moments: Moments
     n_images: int
     n_positions: int
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Group of every image."""
+
+    @property
+    def moments(self) -> Moments:
+        """Statistics over all vectors."""
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """(B, P, D) vectors of some images."""

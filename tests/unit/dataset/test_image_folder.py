@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from mis_lab.core.errors import ConfigError, DataError, MissingFileError
 from mis_lab.dataset.config import ImageFolderConfig
@@ -44,6 +46,28 @@ def test_ids_are_paths_below_the_root_and_labels_the_first_folder(pets):
         assert [dataset.class_names[label] for label in dataset.labels] == kinds
         assert dataset.groups == dataset.ids
         assert dataset.image(0).getpixel((0, 0))[1:] == (7, 9)
+
+
+def test_an_id_leads_to_its_file_and_to_its_index(pets):
+    for dataset in _both(pets):
+        for index, image_id in enumerate(dataset.ids):
+            assert dataset.ids.index(image_id) == index
+            assert dataset.file(index).path == pets / image_id
+            assert dataset.image(index).tobytes() == Image.open(pets / image_id).tobytes()
+
+
+def test_imagenets_folders_are_numbered_as_its_networks_number_classes(tmp_path):
+    wordnet_ids = ImageNetInfo().label_names()
+    _fill(tmp_path / "one", ["a.JPEG"])
+    content = (tmp_path / "one" / "a.JPEG").read_bytes()
+    for split, wordnet_id in itertools.product(("train", "val"), wordnet_ids):
+        folder = tmp_path / "imagenet" / split / wordnet_id
+        folder.mkdir(parents=True)
+        (folder / f"{wordnet_id}_1.JPEG").write_bytes(content)
+    for dataset, split in zip(_both(tmp_path / "imagenet"), ("train", "val"), strict=True):
+        assert len(dataset.class_names) == 1000
+        assert dataset.ids == [f"{split}/{name}/{name}_1.JPEG" for name in wordnet_ids]
+        assert dataset.labels == list(range(1000))
 
 
 def test_the_score_split_is_a_share_of_each_class(pets):

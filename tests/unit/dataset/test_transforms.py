@@ -56,6 +56,17 @@ def test_scale_mean_and_std():
     assert x_chw.flatten().tolist() == pytest.approx([0.0, 10.0, -104.0], abs=1e-4)
 
 
+def test_the_input_of_tensorflows_inception():
+    """Shorter side to 256, the middle 229, numbers from −117 to 138."""
+    config = TransformConfig(size=229, resize=256, scale=255.0, mean=[117.0] * 3, std=[1.0] * 3)
+    photo = _photo(400, 300)
+    pixels = v2.Compose([v2.Resize(256), v2.CenterCrop(229), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    torch.testing.assert_close(ImageTransform(config)(photo), pixels(photo) * 255 - 117, rtol=0, atol=1e-3)
+    for colour, number in (("black", -117.0), ("white", 138.0)):
+        x_chw = ImageTransform(config)(Image.new("RGB", (300, 300), colour))
+        torch.testing.assert_close(x_chw, torch.full((3, 229, 229), number), rtol=0, atol=1e-4)
+
+
 def test_the_picture_is_what_the_network_sees():
     transform = ImageTransform(TransformConfig(size=20, resize=25, mean=[0.0] * 3, std=[1.0] * 3))
     picture = transform.picture(_photo(40, 60))

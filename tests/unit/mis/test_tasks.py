@@ -225,7 +225,7 @@ def test_quantile_with_groups_draws_uniformly_among_the_images_left():
     from mis_lab.mis.tasks import _draw_distinct_groups
 
     groups = torch.tensor([[0, 1, 0, 2, 0, -1]]).expand(40, -1)
-    places = _draw_distinct_groups(groups, 500, 2, 0, torch.arange(40)).sort(-1).values.flatten(0, 1)
+    places = _draw_distinct_groups(groups, 3, 500, 2, 0, torch.arange(40)).sort(-1).values.flatten(0, 1)
     pairs, counts = places.unique(dim=0, return_counts=True)
     found = {tuple(pair): count / 20000 for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)}
     # P(a_i and b): a_i first (1/5) then b of {b, c} (1/2); or b first (1/5) then a_i of the four others (1/4).

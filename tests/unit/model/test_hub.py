@@ -4,9 +4,13 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
+from omegaconf import OmegaConf
 
+from mis_lab.config import conf_dir
 from mis_lab.core.errors import ConfigError, MissingFileError
-from mis_lab.model.load import build_network
+from mis_lab.model.capture import predictions
+from mis_lab.model.load import build_network, load_model
 
 TIMM = "timm.create_model"
 
@@ -44,6 +48,25 @@ def test_what_the_torchvision_error_says_works(config_of, offline):
     keywords = {"weights": "DEFAULT"}
     again = build_network(config_of("torchvision.models.squeezenet1_1", keywords=keywords, init_seed=9))
     assert torch.equal(again.features[0].weight, module.features[0].weight)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnet18", "IMAGENET1K_V1"), ("resnet50", "IMAGENET1K_V2")])
+def test_presets_of_resnets_take_torchvisions_weights(config_of, monkeypatch, name, weights):
+    target = f"torchvision.models.{name}"
+    own, fetched = build_network(config_of(target, init_seed=9)).state_dict(), []
+
+    def fetch(self, *_args: object, **_keywords: object) -> dict[str, torch.Tensor]:
+        fetched.append(self)
+        return own
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fetch)
+    preset = OmegaConf.to_container(OmegaConf.load(conf_dir() / "model" / f"{name}.yaml"))
+    assert preset["network"] == {"_target_": target, "weights": weights}
+    model = load_model(config_of(target, 64, {"weights": weights}))
+    assert fetched == [torchvision.models.get_model_weights(name)[weights]]
+    assert torch.equal(model.module.layer4[0].conv2.weight, own["layer4.0.conv2.weight"])
+    assert predictions(model, torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
+    assert preset["input"] == {"size": fetched[0].transforms().crop_size[0], "resize": fetched[0].transforms().resize_size[0]}
 
 
 def test_timm_without_a_network_names_the_hub_id(config_of, offline):

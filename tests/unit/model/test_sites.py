@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import nn
 
+from mis_lab.config import conf_dir
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import content_key
 from mis_lab.core.seeding import generator
@@ -158,6 +160,19 @@ def test_captured_vectors_are_what_a_plain_forward_hook_sees(family, model, imag
             else:
                 expected = output[site.n_prefix + position] if site.layout == "btd" else output
             assert torch.equal(x_bpd[1, position], expected)
+
+
+def test_the_nine_inception_blocks_of_googlenet(loaded, images_for):
+    preset = OmegaConf.load(conf_dir() / "model" / "googlenet.yaml")
+    model = loaded(preset.network._target_, 64, FAMILIES["googlenet"].keywords)
+    sites = resolve_sites(model, preset.sites)
+    widths = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    sides = [8, 8, 4, 4, 4, 4, 4, 2, 2]
+    assert [site.path for site in sites] == [f"inception{block}" for block in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
+    assert [(site.width, site.grid) for site in sites] == [(w, (h, h)) for w, h in zip(widths, sides, strict=True)]
+    with Capture(model, sites) as capture:
+        found = capture.run(images_for(model))
+    assert [x_bpd.shape for x_bpd in found.values()] == [(2, h * h, w) for w, h in zip(widths, sides, strict=True)]
 
 
 def test_vectors_go_back_to_where_they_came_from(family, model, images_for):

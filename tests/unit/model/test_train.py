@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from mis_lab.core.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from mis_lab.dataset.config import MnistConfig, TransformConfig
 from mis_lab.dataset.mnist import Mnist
 from mis_lab.dataset.transforms import ImageTransform
 from mis_lab.model import train as train_module
+from mis_lab.model.capture import predictions
 from mis_lab.model.config import ClassifierTrainingConfig, Optimizer
 from mis_lab.model.load import build_network, load_model
 from mis_lab.model.train import evaluate_classifier, train_classifier
@@ -107,6 +109,32 @@ def test_one_batch_an_epoch_is_gradient_descent(network, options, rates):
     for name, tensor in trained.state_dict.items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(trained.losses, losses, rtol=1e-5)
+
+
+def test_momentum_goes_on_from_step_to_step(network):
+    dataset = Stripes(24)
+    trained = train(network(7), dataset, epochs=3, batch_size=24, lr=0.1, momentum=0.9)
+    module = network(7).double()
+    x, labels = inputs(dataset)
+    velocities = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    for _ in range(3):
+        module.zero_grad()
+        nn.functional.cross_entropy(module(x), labels).backward()
+        with torch.no_grad():
+            for velocity, parameter in zip(velocities, module.parameters(), strict=True):
+                velocity.mul_(0.9).add_(parameter.grad)
+                parameter -= 0.1 * velocity
+    for name, tensor in trained.state_dict.items():
+        torch.testing.assert_close(tensor.double(), module.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_trained_weights_kept_in_a_file_give_the_same_outputs(network, config_of, tmp_path):
+    module = network(7)
+    save_file(train(module, Stripes(40)).state_dict, tmp_path / "weights.safetensors")
+    options = {"channels": 1, "weights": f"file:{tmp_path / 'weights.safetensors'}", "init_seed": 5}
+    again = load_model(config_of(MLP, SIDE, {"widths": [SIDE * SIDE, 7, 4]}, **options))
+    x, _ = inputs(Stripes(12))
+    assert torch.equal(predictions(again, x.float()), module(x.float()))
 
 
 def test_the_same_seed_gives_the_same_weights_another_seed_others(network):

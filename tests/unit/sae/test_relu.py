@@ -30,6 +30,18 @@ def by_hand(sae: ReluSae, x_nd: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(squared), torch.stack(codes)
 
 
+def test_forward_is_the_formula_with_the_pre_bias_tied(x_nd: Tensor) -> None:
+    sae = make(ReluForm.thesis, x_nd, l1=5.0)
+    with torch.no_grad():
+        sae.b_enc.uniform_(-0.2, 0.2, generator=generator(5))
+    squared, codes = by_hand(sae, x_nd)
+    output = sae(x_nd.double())
+    torch.testing.assert_close(output.codes, codes, rtol=1e-12, atol=1e-12)
+    assert 0.1 < (codes > 0).double().mean() < 0.9
+    error = (x_nd.double() - output.reconstruction) * sae.scale
+    torch.testing.assert_close(error.square(), squared, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("sparsity", [1.0, 0.25])
 def test_bricken_loss_is_squared_error_plus_l1_a_vector(x_nd: Tensor, step: Callable, sparsity: float) -> None:
     sae = make(ReluForm.bricken, x_nd, l1=0.3)
