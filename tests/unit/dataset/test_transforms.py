@@ -58,7 +58,8 @@ def test_scale_mean_and_std():
 
 def test_the_input_of_tensorflows_inception():
     """Shorter side to 256, the middle 229, numbers from −117 to 138."""
-    config = TransformConfig(size=229, resize=256, scale=255.0, mean=[117.0] * 3, std=[1.0] * 3)
+    options = {"mean": [117.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}
+    config = TransformConfig(size=229, resize=256, scale=255.0, **options)
     photo = _photo(400, 300)
     pixels = v2.Compose([v2.Resize(256), v2.CenterCrop(229), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
     torch.testing.assert_close(ImageTransform(config)(photo), pixels(photo) * 255 - 117, rtol=0, atol=1e-3)

@@ -66,7 +66,8 @@ def test_presets_of_resnets_take_torchvisions_weights(config_of, monkeypatch, na
     assert fetched == [torchvision.models.get_model_weights(name)[weights]]
     assert torch.equal(model.module.layer4[0].conv2.weight, own["layer4.0.conv2.weight"])
     assert predictions(model, torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
-    assert preset["input"] == {"size": fetched[0].transforms().crop_size[0], "resize": fetched[0].transforms().resize_size[0]}
+    theirs = fetched[0].transforms()
+    assert preset["input"] == {"size": theirs.crop_size[0], "resize": theirs.resize_size[0]}
 
 
 def test_timm_without_a_network_names_the_hub_id(config_of, offline):

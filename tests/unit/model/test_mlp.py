@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -55,7 +57,7 @@ def test_the_ten_networks_of_the_thesis(name):
         config = run_config.validate(compose("config", [f"model={name}", "dataset=mnist"])).model
     module, widths = build_network(config), [784, *HIDDEN[name], 10]
     layers = [part for part in module.children() if isinstance(part, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in layers] == list(zip(widths, widths[1:], strict=False))
+    assert [(layer.in_features, layer.out_features) for layer in layers] == list(pairwise(widths))
     n_relus = sum(isinstance(part, nn.ReLU) for part in module.children())
     assert n_relus == (0 if name == "mlp7" else len(HIDDEN[name]))
     assert config.sites == [f"{'fc' if name == 'mlp7' else 'act'}{i + 1}" for i in range(len(HIDDEN[name]))]

@@ -166,9 +166,10 @@ def test_the_nine_inception_blocks_of_googlenet(loaded, images_for):
     preset = OmegaConf.load(conf_dir() / "model" / "googlenet.yaml")
     model = loaded(preset.network._target_, 64, FAMILIES["googlenet"].keywords)
     sites = resolve_sites(model, preset.sites)
+    blocks = ["3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"]
     widths = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
     sides = [8, 8, 4, 4, 4, 4, 4, 2, 2]
-    assert [site.path for site in sites] == [f"inception{block}" for block in "3a 3b 4a 4b 4c 4d 4e 5a 5b".split()]
+    assert [site.path for site in sites] == [f"inception{block}" for block in blocks]
     assert [(site.width, site.grid) for site in sites] == [(w, (h, h)) for w, h in zip(widths, sides, strict=True)]
     with Capture(model, sites) as capture:
         found = capture.run(images_for(model))
