@@ -46,8 +46,11 @@ def main() -> None:
     for name, cost in (("from nothing", first), ("everything cached", again)):
         print(f"{name:22}{cost.cpu:8.1f}{cost.wall:8.1f}{cost.peak_gb:9.2f}")
     print(f"report.html {page_mib:.2f} MiB")
-    print(f"gates: CPU {'ok' if first.cpu <= 300 else 'MISSED'} (300 s), memory {'ok' if first.peak_gb <= 6 else 'MISSED'} (6 GB), "
-          f"again {'ok' if again.wall <= 20 else 'MISSED'} (20 s), page {'ok' if page_mib <= 10 else 'MISSED'} (10 MiB)")
+    print(
+        f"gates: CPU {'ok' if first.cpu <= 300 else 'MISSED'} (300 s), "
+        f"memory {'ok' if first.peak_gb <= 6 else 'MISSED'} (6 GB), "
+        f"again {'ok' if again.wall <= 20 else 'MISSED'} (20 s), page {'ok' if page_mib <= 10 else 'MISSED'} (10 MiB)"
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ TERMINATED = 128 + signal.SIGTERM
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run a subcommand or a Hydra job and exit with its code."""
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)  # a cluster's preemption unwinds like Ctrl-C: locks freed, nothing half-written
+    signal.signal(
+        signal.SIGTERM, _terminate
+    )  # a cluster's preemption unwinds like Ctrl-C: locks freed, nothing half-written
     try:
         if argv and "=" not in argv[0] and not argv[0].startswith("-"):
             from mis_lab.commands import run_command
@@ -71,7 +73,10 @@ def run_hydra(arguments: list[str]) -> int:
         if not _failed_jobs:
             raise  # nothing ran: the configuration itself does not compose
         told = "" if isinstance(error, MisLabError) else f" (the first: {type(error).__name__}: {error})"
-        _say(f"{len(_failed_jobs)} of the sweep's jobs failed{told}; each job's log says why, the same command does what is missing")
+        _say(
+            f"{len(_failed_jobs)} of the sweep's jobs failed{told}; "
+            "each job's log says why, the same command does what is missing"
+        )
         return EXIT_FAILED
     return EXIT_OK
 

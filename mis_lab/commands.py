@@ -27,7 +27,8 @@ def run_command(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise MisLabError(
-            f"no subcommand {name}", fix=f"Nearest: {', '.join(nearest_first(name, COMMANDS, 3))}; options need '=' (see mis-lab --help)."
+            f"no subcommand {name}",
+            fix=f"Nearest: {', '.join(nearest_first(name, COMMANDS, 3))}; options need '=' (see mis-lab --help).",
         )
     return COMMANDS[name](rest)
 
@@ -48,7 +49,9 @@ def store(argv: list[str]) -> int:
     actions.add_parser("verify", help="hash every file again")
     gc = actions.add_parser("gc", help="list (or delete) what no finished run uses")
     gc.add_argument("--delete", action="store_true")
-    gc.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help="spare what is younger (default 24)")
+    gc.add_argument(
+        "--older-than", type=float, default=24.0, metavar="HOURS", help="spare what is younger (default 24)"
+    )
     arguments = parser.parse_args(argv)
     root = arguments.store or _paths()[1]
     if not root.exists():
@@ -65,7 +68,14 @@ def store(argv: list[str]) -> int:
 
 def _ls(found: Store, stage: str | None) -> int:
     rows = [
-        (manifest["stage"], manifest["key"], _mib(manifest), f"{manifest['built']['seconds']:.1f} s", manifest["built"]["at"], manifest["label"])
+        (
+            manifest["stage"],
+            manifest["key"],
+            _mib(manifest),
+            f"{manifest['built']['seconds']:.1f} s",
+            manifest["built"]["at"],
+            manifest["label"],
+        )
         for manifest in found.manifests()
         if stage in (None, manifest["stage"])
     ]
@@ -78,7 +88,9 @@ def _why(a: dict[str, Any], b: dict[str, Any]) -> int:
         told = {name: manifest[name] for name in ("stage", "version", "config", "inputs")}
         return yaml.safe_dump(told, sort_keys=True).splitlines()
 
-    differences = list(unified_diff(text(a), text(b), f"{a['stage']}/{a['key']}", f"{b['stage']}/{b['key']}", lineterm="", n=1))
+    differences = list(
+        unified_diff(text(a), text(b), f"{a['stage']}/{a['key']}", f"{b['stage']}/{b['key']}", lineterm="", n=1)
+    )
     _say("\n".join(differences) if differences else "the same artifact")
     return EXIT_OK
 
@@ -92,7 +104,10 @@ def _verify(found: Store) -> int:
             if not path.exists() or hash_file(path) != expected["sha256"]:
                 damaged += 1
                 _say(f"{'missing' if not path.exists() else 'changed'}: {path}")
-    _say(f"{len(manifests)} artifacts verified, {damaged} damaged files" + (": remove their folders and run again" if damaged else ""))
+    _say(
+        f"{len(manifests)} artifacts verified, {damaged} damaged files"
+        + (": remove their folders and run again" if damaged else "")
+    )
     return EXIT_FAILED if damaged else EXIT_OK
 
 
@@ -134,7 +149,10 @@ def model(argv: list[str]) -> int:
     from mis_lab.model.modules import list_modules
     from mis_lab.pipeline.lab import open_model
 
-    rows = [(row.path, row.type, row.shape, row.layout) for row in list_modules(open_model(config, Store(Path(config.paths.store)), resolve_device(config.device)))]
+    rows = [
+        (row.path, row.type, row.shape, row.layout)
+        for row in list_modules(open_model(config, Store(Path(config.paths.store)), resolve_device(config.device)))
+    ]
     _table(("site", "module", "output", "layout"), rows)
     return EXIT_OK
 
@@ -156,7 +174,13 @@ def sweep(argv: list[str]) -> int:
     rows = []
     for result in results:
         values = dict(word.split("=", 1) for word in result["overrides"])
-        rows.append([result["run_key"], *(values.get(name, "") for name in overridden), *(result["metrics"].get(name, "") for name in metrics)])
+        rows.append(
+            [
+                result["run_key"],
+                *(values.get(name, "") for name in overridden),
+                *(result["metrics"].get(name, "") for name in metrics),
+            ]
+        )
     with open(folder / "runs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["run", *overridden, *metrics], *rows])
     _table(["run", *overridden, *metrics], rows)
@@ -181,7 +205,9 @@ def _replay(name: str, what: str, argv: list[str], more: list[str]) -> int:
     arguments = parser.parse_args(argv)
     stored = arguments.run_dir / ".hydra" / "overrides.yaml"
     if not stored.exists():
-        raise MisLabError(f"{arguments.run_dir} is no run folder", looked=stored, fix="Give a folder below multirun_outputs/.")
+        raise MisLabError(
+            f"{arguments.run_dir} is no run folder", looked=stored, fix="Give a folder below multirun_outputs/."
+        )
     from mis_lab.cli import run_hydra
 
     words = yaml.safe_load(stored.read_text())

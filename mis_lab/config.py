@@ -175,7 +175,9 @@ def option_groups() -> str:
     """A line a configuration group with its presets, for the help text (schemas are nobody's choice)."""
     folders = sorted(path for path in conf_dir().rglob("*") if path.is_dir() and path.name not in ("hydra", "local"))
     presets = {folder: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-    return "\n".join(f"{folder.relative_to(conf_dir()).as_posix()}: {', '.join(names)}" for folder, names in presets.items() if names)
+    return "\n".join(
+        f"{folder.relative_to(conf_dir()).as_posix()}: {', '.join(names)}" for folder, names in presets.items() if names
+    )
 
 
 def validate(config: DictConfig) -> RunConfig:
@@ -187,7 +189,9 @@ def validate(config: DictConfig) -> RunConfig:
     config = _without_hydra(config)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise ConfigError(f"no value for {', '.join(missing)}", fix=f"Set {missing[0]}=... on the command line or in a preset.")
+        raise ConfigError(
+            f"no value for {', '.join(missing)}", fix=f"Set {missing[0]}=... on the command line or in a preset."
+        )
     try:
         groups: Any = OmegaConf.to_object(config)
         return RunConfig(**groups)

@@ -49,7 +49,7 @@ def locate(target: str) -> Any:
         raise ConfigError(
             f"{TARGET}={target} is not allowed",
             looked=", ".join(prefixes),
-            fix="List the package under 'plugins' in conf/local, or install it with an entry point of group mis_lab.targets.",
+            fix="List the package under 'plugins' in conf/local, or install it with an entry point mis_lab.targets.",
         )
     parts = target.split(".")
     for split in range(len(parts) - 1, 0, -1):
@@ -63,7 +63,9 @@ def locate(target: str) -> Any:
         for part in parts[split:]:
             if not hasattr(found, part) or isinstance(getattr(found, part), ModuleType):
                 near = nearest_first(part, [name for name in vars(found) if not name.startswith("_")], 5)
-                raise ConfigError(f"{TARGET}={target}: no {part} there", looked=module_name, fix=f"Nearest: {', '.join(near)}.")
+                raise ConfigError(
+                    f"{TARGET}={target}: no {part} there", looked=module_name, fix=f"Nearest: {', '.join(near)}."
+                )
             found = getattr(found, part)
         home = getattr(found, "__module__", None) or parts[0]
         if home.partition(".")[0] != parts[0]:  # what an allowed module happens to import is not allowed by that

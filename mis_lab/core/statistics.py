@@ -75,6 +75,4 @@ class Moments:
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Moments:
         """Read back what :meth:`state` gave."""
-        return cls(
-            int(state["count"]), state["mean"], state["squared_deviation"], state["minimum"], state["maximum"]
-        )
+        return cls(int(state["count"]), state["mean"], state["squared_deviation"], state["minimum"], state["maximum"])

@@ -52,9 +52,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        return content_key(
-            {"stage": self.stage, "version": self.version, "config": self.config, "inputs": self.inputs}
-        )
+        return content_key({"stage": self.stage, "version": self.version, "config": self.config, "inputs": self.inputs})
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,7 @@ class Store:
         """The artifact of `recipe`, built by `build` (which fills the folder it is given) when it is missing."""
         return self.get_many([recipe], lambda folders: build(folders[recipe.key]))[0]
 
-    def get_many(
-        self, recipes: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]
-    ) -> list[Artifact]:
+    def get_many(self, recipes: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]) -> list[Artifact]:
         """The artifacts of `recipes`; those missing are built together, in one call.
 
         Args:
@@ -214,9 +210,7 @@ class Store:
 class PlannedStore(Store):
     """Says what would be computed, and computes nothing: every artifact is taken as published."""
 
-    def get_many(
-        self, recipes: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]
-    ) -> list[Artifact]:
+    def get_many(self, recipes: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]) -> list[Artifact]:
         return [Artifact(recipe, recipe.key, self.path(recipe)) for recipe in recipes]
 
 

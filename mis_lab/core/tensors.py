@@ -37,7 +37,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except SafetensorError as error:
-        raise StoreError(f"{path} is damaged ({error})", fix="'mis-lab store verify' finds every damaged artifact.") from error
+        raise StoreError(
+            f"{path} is damaged ({error})", fix="'mis-lab store verify' finds every damaged artifact."
+        ) from error
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

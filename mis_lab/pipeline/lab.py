@@ -112,12 +112,19 @@ def weights(config: RunConfig, store: Store, device: torch.device) -> Artifact:
         quality = evaluate_classifier(
             load_model(config.model, device, state_dict=trained.state_dict), load_dataset(config.dataset, "score")
         )
-        logger.info("%s is right on %.1f %% of %d held-out images", config.model.name, 100 * quality.accuracy.estimate, quality.n_images)
+        logger.info(
+            "%s is right on %.1f %% of %d held-out images",
+            config.model.name,
+            100 * quality.accuracy.estimate,
+            quality.n_images,
+        )
         write_json(
             folder / SUMMARY,
-            {"accuracy": float(quality.accuracy.estimate), "cross_entropy": quality.cross_entropy, "train_loss": trained.losses[-1]},
+            {
+                "accuracy": float(quality.accuracy.estimate),
+                "cross_entropy": quality.cross_entropy,
+                "train_loss": trained.losses[-1],
+            },
         )
 
     return store.get(recipe, build)
-
-

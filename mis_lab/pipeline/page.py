@@ -16,22 +16,25 @@ from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.mis.units import UnitStatus
 from mis_lab.pipeline.lab import SUMMARY, Lab
 from mis_lab.pipeline.stages import COMPARISONS, PARTS, SPLICE, kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.collect import SaeResults, Sources, collect
 from mis_lab.report.data import ArtifactRef, MisSettings, ModelSummary, RunSummary
+from mis_lab.report.figures import write_figures
 from mis_lab.report.page import write_report
 from mis_lab.sae import io as sae_io
 from mis_lab.sae.evaluate import ReconstructionQuality
 from mis_lab.sae.splice import SpliceQuality
+from mis_lab.tracking.tracker import Tracker
 
-PAGE = "report.html"
+PAGE, FIGURES = "report.html", "figures.json"
 REPORT_VERSION = 1
 
 
 def report(lab: Lab, made: Mapping[str, Artifact]) -> Artifact:
-    """One page over `made`, the artifacts of the run's other stages."""
+    """One page over `made`, the artifacts of the run's other stages; its charts as SVG files beside it."""
     recipe = Recipe(
         "report",
         REPORT_VERSION,
@@ -41,7 +44,11 @@ def report(lab: Lab, made: Mapping[str, Artifact]) -> Artifact:
     )
 
     def build(folder: Path) -> None:
-        write_report(collect(sources(lab, made), lab.config.report), folder / PAGE, lab.config.report)
+        data = collect(sources(lab, made), lab.config.report)
+        write_report(data, folder / PAGE, lab.config.report)
+        write_json(
+            folder / FIGURES, {name: path.name for name, path in write_figures(data, folder / "figures").items()}
+        )
         write_json(folder / SUMMARY, {"mib": (folder / PAGE).stat().st_size / 2**20})
 
     return lab.store.get(recipe, build)
@@ -68,9 +75,15 @@ def sources(lab: Lab, made: Mapping[str, Artifact]) -> Sources:
         ),
         data=lab.data,
         held_out=lab.held_out,
-        activations={site: made[f"activations/score/{site}"].path for site in sites if f"activations/score/{site}" in made},
+        activations={
+            site: made[f"activations/score/{site}"].path for site in sites if f"activations/score/{site}" in made
+        },
         image_activation=config.mis.image_activation,
-        saes={site: _sae(made[f"sae/{site}"].path, made[f"evaluate/{site}"].path) for site in sites if f"evaluate/{site}" in made},
+        saes={
+            site: _sae(made[f"sae/{site}"].path, made[f"evaluate/{site}"].path)
+            for site in sites
+            if f"evaluate/{site}" in made
+        },
         scores=scores,
         mis=_settings(lab, next(iter(scores.values()))) if scores else None,
         comparisons=_comparisons(made["compare"].path) if "compare" in made else {},
@@ -89,7 +102,9 @@ def _run(lab: Lab, made: Mapping[str, Artifact]) -> RunSummary:
         device=str(lab.device),
         versions=versions(),
         config_yaml=yaml.safe_dump(plain(lab.config), sort_keys=False),
-        artifacts=[ArtifactRef(artifact.recipe.stage, artifact.recipe.label, artifact.key) for artifact in made.values()],
+        artifacts=[
+            ArtifactRef(artifact.recipe.stage, artifact.recipe.label, artifact.key) for artifact in made.values()
+        ],
         stages=stages,
     )
 
@@ -133,3 +148,24 @@ def _comparisons(folder: Path) -> dict[tuple[str, str], list[Comparison]]:
         kind_a, kind_b = told.pop("kinds")
         found.setdefault((kind_a, kind_b), []).append(Comparison.from_json(told))
     return found
+
+
+def log_media(report: Artifact, made: Mapping[str, Artifact], tracker: Tracker) -> None:
+    """Hand the page's charts and a table of all neurons and features with their scores to `tracker`."""
+    for name, file in read_json(report.path / FIGURES).items():
+        tracker.figure(f"figures/{name}", report.path / "figures" / file)
+    kinds = ("neuron", "feature")
+    scored = [UnitScores.read(artifact.path) for name, artifact in made.items() if name.rpartition("/")[2] in kinds]
+    if not scored:
+        return
+    negatives = list(scored[0].by_negatives)
+    measures = [(name, measure) for name in negatives for measure in ("soft", "hard")]
+    columns = ["site", "kind", "unit", "status", "n_active", *(f"{measure}, {name}" for name, measure in measures)]
+    rows: list[list[object]] = []
+    for scores in scored:
+        values = [np.asarray(getattr(scores.of(name).scores, measure).estimate) for name, measure in measures]
+        status = scores.of(negatives[0]).status.tolist()
+        for row, (unit, n_active) in enumerate(zip(scores.units.tolist(), scores.n_active.tolist(), strict=True)):
+            numbers = [float(value[row]) if np.isfinite(value[row]) else None for value in values]
+            rows.append([scores.site, scores.kind, unit, UnitStatus(status[row]).name, n_active, *numbers])
+    tracker.table("mis/units", columns, rows)

@@ -1,7 +1,7 @@
 """One run: plan it, skip it when it is done, else run its stages in order and write what came out.
 
-The plan is the stages themselves over a store that builds nothing: it names every artifact's key before any work. A run
-is done when its ``result.json`` (written last) names these keys; that is how a killed sweep resumes under every launcher.
+The plan is the stages themselves over a store that builds nothing: it names every artifact's key before any work. A
+run is done when its ``result.json`` (written last) names these keys: so a killed sweep resumes under every launcher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mis_lab.core.device import resolve_device
 from mis_lab.core.files import full_disk_is_told, read_json, write_json
 from mis_lab.core.store import Artifact, PlannedStore, Store, held_lock
 from mis_lab.pipeline.lab import SUMMARY, Lab, open_lab
-from mis_lab.pipeline.page import PAGE, report
+from mis_lab.pipeline.page import PAGE, log_media, report
 from mis_lab.pipeline.stages import of_stages
 from mis_lab.pipeline.versions import versions
 from mis_lab.tracking.several import open_tracker
@@ -77,6 +77,7 @@ def run(
             tracker.summary(flat)
             if "report" in made:
                 _take_page(made["report"], run_dir)
+                log_media(made["report"], made, tracker)
             result = {
                 "name": config.name,
                 "run_key": run_key,
@@ -114,11 +115,17 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 def headline_numbers(made: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:
     """Artifact name → its headline numbers (``summary.json``), without those that have none."""
     found = {name: read_json(artifact.path / SUMMARY) for name, artifact in made.items()}
-    return {name: {key: value for key, value in numbers.items() if value is not None} for name, numbers in found.items() if numbers}
+    return {
+        name: {key: value for key, value in numbers.items() if value is not None}
+        for name, numbers in found.items()
+        if numbers
+    }
 
 
 def _headline(flat: Mapping[str, float]) -> float | None:
-    differences = [value for name, value in flat.items() if name.startswith("compare/soft/") and name.endswith("/mean_difference")]
+    differences = [
+        value for name, value in flat.items() if name.startswith("compare/soft/") and name.endswith("/mean_difference")
+    ]
     return sum(differences) / len(differences) if differences else None
 
 

@@ -69,7 +69,10 @@ def activations(lab: Lab, split: str) -> dict[str, Artifact]:
         extract(lab.model, dataset, missing, lab.config.activations, model.layout, model.tokens)
         for folder in missing.values():
             stored = StoredActivations(folder)
-            write_json(folder / SUMMARY, {"n_images": stored.n_images, "n_positions": stored.n_positions, "width": stored.width})
+            write_json(
+                folder / SUMMARY,
+                {"n_images": stored.n_images, "n_positions": stored.n_positions, "width": stored.width},
+            )
 
     return dict(zip(recipes, lab.store.get_many(list(recipes.values()), build), strict=True))
 
@@ -95,15 +98,25 @@ def sae(lab: Lab, site: str) -> Artifact:
 
     def build(folder: Path) -> None:
         vectors = VectorLoader(
-            StoredActivations(stored.path), config.trainer.batch_size, config.seed, lab.images("train", held_out=False),
-            config.activations.memory_mib, lab.device,
+            StoredActivations(stored.path),
+            config.trainer.batch_size,
+            config.seed,
+            lab.images("train", held_out=False),
+            config.activations.memory_mib,
+            lab.device,
         )
         autoencoder = build_object(config.sae, width=vectors.stored.width).to(lab.device)
         summary = train(
-            autoencoder, vectors, config.trainer, config.seed, folder,
+            autoencoder,
+            vectors,
+            config.trainer,
+            config.seed,
+            folder,
             lambda numbers, step: lab.log(f"sae/{site}", numbers, step),
         )
-        write_json(folder / SUMMARY, summary.final | {"n_vectors": summary.n_vectors, "n_features": autoencoder.n_features})
+        write_json(
+            folder / SUMMARY, summary.final | {"n_vectors": summary.n_vectors, "n_features": autoencoder.n_features}
+        )
 
     return lab.store.get(recipe, build)
 
@@ -136,11 +149,19 @@ def evaluate(lab: Lab, site: str) -> Artifact:
             quality = evaluate_reconstruction(autoencoder, read, chosen)
             quality.write(folder / part)
             splice = evaluate_splice(
-                lab.model, read.site, autoencoder, lab.data["score"], mean_d, chosen,
-                lab.config.activations.batch_size, lab.config.activations.workers,
+                lab.model,
+                read.site,
+                autoencoder,
+                lab.data["score"],
+                mean_d,
+                chosen,
+                lab.config.activations.batch_size,
+                lab.config.activations.workers,
             )
             write_json(folder / part / SPLICE, asdict(splice))
-            told = quality.numbers() | {name: value for name, value in asdict(splice).items() if isinstance(value, float)}
+            told = quality.numbers() | {
+                name: value for name, value in asdict(splice).items() if isinstance(value, float)
+            }
             numbers |= {f"{part}/{name}": value for name, value in told.items()}
         write_json(folder / SUMMARY, numbers)
 
@@ -198,7 +219,11 @@ def mis(lab: Lab, site: str, kind: str) -> Artifact:
             source = Features(sae_io.load(sae(lab, site).path).to(lab.device))
         permuted = kind == "permuted"
         scores = score_units(
-            read, source, Embedding.read(embedded.path), config.mis, config.seed,
+            read,
+            source,
+            Embedding.read(embedded.path),
+            config.mis,
+            config.seed,
             temperature=lab.metric.temperature,
             units=sample_units(source.n_units, config.mis.n_control_units, config.seed) if permuted else None,
             control="permuted" if permuted else "",
@@ -235,8 +260,13 @@ def compare(lab: Lab) -> Artifact:
 
     def build(folder: Path) -> None:
         scores = {of: UnitScores.read(artifact.path) for of, artifact in scored.items()}
-        pairs = [("feature", "neuron"), ("feature", "random_directions"), ("neuron", "random_directions"),
-                 ("feature", "permuted"), ("neuron", "permuted")]
+        pairs = [
+            ("feature", "neuron"),
+            ("feature", "random_directions"),
+            ("neuron", "random_directions"),
+            ("feature", "permuted"),
+            ("neuron", "permuted"),
+        ]
         found: list[dict[str, Any]] = []
         numbers: dict[str, float] = {}
         for a, b in pairs:
@@ -293,14 +323,15 @@ def _areas(result: CircuitResult) -> dict[str, float]:
     """CPR, CMD, and per site the attribution gap and error share, by kind of nodes."""
     numbers = {}
     for kind, found in result.kinds.items():
-        numbers[f"{kind}/cpr"], numbers[f"{kind}/cmd"] = float(found.curve.cpr.estimate), float(found.curve.cmd.estimate)
+        numbers[f"{kind}/cpr"], numbers[f"{kind}/cmd"] = (
+            float(found.curve.cpr.estimate),
+            float(found.curve.cmd.estimate),
+        )
         numbers[f"{kind}/random_cmd"] = float(found.curve.random_cmd.mean())
         for site in found.sites:
             numbers[f"{kind}/{site.path}/attribution_gap"] = site.attribution_gap
             numbers[f"{kind}/{site.path}/error_share"] = site.error_share
     return numbers
-
-
 
 
 def of_stages(lab: Lab) -> dict[str, Artifact]:

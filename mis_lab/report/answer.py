@@ -139,6 +139,12 @@ def _how_sure(data: ReportData, rows: Sequence[ComparisonRow]) -> Markup:
             f"Of the {plural(len(won), 'clear difference')}, {kept} sign when the {groups} instead of the units are "
             f"resampled; {'the others' if carried else 'they'} may be peculiar to these {word}s."
         )
+    turned = [f"{row.site} ({row.negatives})" for row in won if row.turns_round]
+    if turned:
+        text += (
+            f" But units without a score (dead, or active on too few images) weigh: counted as chance, they turn the "
+            f"difference round at {listed(turned)}."
+        )
     return Markup("<em>How sure:</em> {}").format(text)
 
 

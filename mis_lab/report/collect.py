@@ -193,8 +193,12 @@ def _dataset(sources: Sources) -> DatasetSummary:
         n_held_out=len(sources.held_out),
         scenes=[
             Scene(
-                group, score.portrait(group), counts["train"][group], counts["score"][group],
-                group in sources.held_out, score.credit(group),
+                group,
+                score.portrait(group),
+                counts["train"][group],
+                counts["score"][group],
+                group in sources.held_out,
+                score.credit(group),
             )
             for group in groups[:MOST_SCENES]
         ],
@@ -307,7 +311,7 @@ def _row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
         cliffs_delta=comparison.cliffs_delta,
         p_value=comparison.p_value,
         p_holm=comparison.p_holm,
-        note=f"With units without a score counted as chance: {comparison.difference_with_unscored:+.3f}.",
+        difference_with_unscored=comparison.difference_with_unscored,
     )
 
 

@@ -269,7 +269,7 @@ class ComparisonRow:
             None when there is one group only.
         cliffs_delta: interval over units.
         p_value, p_holm: two-sided Mann-Whitney; the second corrected over sites.
-        note: one sentence more; may stay empty.
+        difference_with_unscored: of means when every unit without a score counts as chance; None where not computed.
     """
 
     site: str
@@ -287,7 +287,7 @@ class ComparisonRow:
     cliffs_delta: Interval
     p_value: float
     p_holm: float
-    note: str = ""
+    difference_with_unscored: float | None = None
 
     @property
     def winner(self) -> str | None:
@@ -303,6 +303,12 @@ class ComparisonRow:
         if self.winner is None or over_groups is None or not _excludes_zero(over_groups):
             return False
         return (over_groups.low > 0) == (self.winner == self.a)
+
+    @property
+    def turns_round(self) -> bool:
+        """Whether the kind that is ahead falls behind once units without a score count as chance."""
+        with_all = self.difference_with_unscored
+        return self.winner is not None and with_all is not None and (with_all > 0) != (self.winner == self.a)
 
 
 def _excludes_zero(interval: Interval) -> bool:

@@ -218,14 +218,12 @@ def _scores(data: ReportData) -> dict[str, Any]:
             if rows:
                 panels.append({"measure": measure, "rows": rows})
                 measures.append({"key": measure, "words": wording.named(wording.MEASURES, measure)})
-    notes = dict.fromkeys(row.note for row in data.comparisons if row.note)
     return {
         "score_panels": panels,
         "score_measures": measures,
         "median_table": tables.median_table(data.scores, data.mis.negatives) if data.mis and data.scores else None,
         "status_table": tables.status_table(data.scores) if data.scores else None,
         "comparison_tables": tables.comparison_tables(data.comparisons),
-        "comparison_notes": list(notes),
     }
 
 

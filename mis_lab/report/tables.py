@@ -164,7 +164,7 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[Table]:
     """Comparisons with intervals and verdicts, a table for each measure and pair of kinds."""
     terms = (
         "n_a", "n_b", "median_a", "median_b", "median_difference", "mean_difference", "mean_difference_groups",
-        "cliffs_delta", "p_holm",
+        "difference_with_unscored", "cliffs_delta", "p_holm",
     )  # fmt: skip
     columns = [Column(label="Site"), Column(label="Negatives"), *(Column(term) for term in ("verdict", *terms))]
     found = []
@@ -187,6 +187,7 @@ def _comparison_cells(row: ComparisonRow) -> list[Cell]:
         _with_interval(row.median_difference, 3, True),
         _with_interval(row.mean_difference, 3, True),
         _with_interval(row.mean_difference_groups, 3, True),
+        _num(row.difference_with_unscored, fixed(row.difference_with_unscored, 3, signed=True)),
         _with_interval(row.cliffs_delta, 2, True),
         _num(row.p_holm, p_value(row.p_holm)),
     ]

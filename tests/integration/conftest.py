@@ -50,9 +50,13 @@ class Lab:
             environment: variables beside the lab's own.
         """
         out, err = io.StringIO(), io.StringIO()
-        with _as_a_process(self.folder, self.environment | (environment or {})):
-            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-                main(list(arguments))
+        with (
+            _as_a_process(self.folder, self.environment | (environment or {})),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(list(arguments))
         told = f"{out.getvalue()}\n{err.getvalue()}"
         assert ended.value.code == expect, f"exit code {ended.value.code}, expected {expect}\n{told}"
         return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
@@ -72,7 +76,7 @@ class Lab:
 
 @contextmanager
 def _as_a_process(folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Folder, environment, arguments, logging, signals and Hydra's state as a fresh process has them; put back after."""
+    """Folder, environment, arguments, logging, signals and Hydra as a fresh process has them; put back after."""
     here, root, handler = Path.cwd(), logging.getLogger(), signal.getsignal(signal.SIGTERM)
     handlers, level = list(root.handlers), root.level
     os.chdir(folder)

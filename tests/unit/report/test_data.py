@@ -39,3 +39,15 @@ def test_the_curve_is_read_at_the_size_nearest_in_ratio():
     assert curve.at(60)[0] == 100
     assert curve.at(0)[0] == 1
     assert curve.at(10_000)[0] == 100
+
+
+@pytest.mark.parametrize(("with_unscored", "turns"), [(-0.01, True), (0.01, False), (None, False)])
+def test_a_lead_turns_round_when_units_without_a_score_outweigh_it(made_up, with_unscored, turns):
+    ahead = dataclasses.replace(
+        made_up().comparisons[0],
+        p_holm=0.001,
+        mean_difference=Interval(0.1, 0.05, 0.15),
+        difference_with_unscored=with_unscored,
+    )
+    assert ahead.turns_round is turns
+    assert not dataclasses.replace(ahead, p_holm=0.9).turns_round

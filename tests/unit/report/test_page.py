@@ -175,7 +175,7 @@ def test_hostile_names_stay_text(data):
         sites=[dataclasses.replace(data.sites[0], path=evil)],
         scores=[dataclasses.replace(data.scores[0], site=evil)],
         units=[dataclasses.replace(data.units[0], site=evil)],
-        comparisons=[dataclasses.replace(data.comparisons[0], site=evil, note=evil)],
+        comparisons=[dataclasses.replace(data.comparisons[0], site=evil, negatives=evil)],
         saes=[dataclasses.replace(data.saes[0], site=evil, name=evil)],
         circuit=dataclasses.replace(
             data.circuit, objective=evil, sites=[dataclasses.replace(data.circuit.sites[0], site=evil)],
