@@ -20,8 +20,9 @@ from mis_lab.mis.units import UnitStatus
 from mis_lab.pipeline.lab import SUMMARY, Lab
 from mis_lab.pipeline.stages import COMPARISONS, PARTS, SPLICE, kinds_of_units
 from mis_lab.pipeline.versions import versions
+from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
 from mis_lab.report.collect import SaeResults, Sources, collect
-from mis_lab.report.data import ArtifactRef, MisSettings, ModelSummary, RunSummary
+from mis_lab.report.data import MisSettings
 from mis_lab.report.figures import write_figures
 from mis_lab.report.page import write_report
 from mis_lab.sae import io as sae_io

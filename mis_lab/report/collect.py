@@ -29,6 +29,7 @@ from mis_lab.dataset.base import ImageDataset
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
+from mis_lab.report.about import DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import (
     PICKS,
@@ -36,16 +37,11 @@ from mis_lab.report.data import (
     CircuitSite,
     CircuitView,
     ComparisonRow,
-    DatasetSummary,
     FaithfulnessCurve,
     KindScores,
     MisSettings,
-    ModelSummary,
     ReportData,
-    RunSummary,
-    Scene,
     SiteSae,
-    SiteSummary,
     UnitCard,
     UnitImage,
     UnitScore,

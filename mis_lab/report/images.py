@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from mis_lab.report.data import Picture, UnitImage
+from mis_lab.report.about import Picture
+from mis_lab.report.data import UnitImage
 
 QUALITY = 80
 HEAT_PX = 32  # the map is smooth: the browser enlarges it

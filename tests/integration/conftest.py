@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -61,17 +62,38 @@ class Lab:
         assert ended.value.code == expect, f"exit code {ended.value.code}, expected {expect}\n{told}"
         return subprocess.CompletedProcess(arguments, expect, out.getvalue(), err.getvalue())
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Call the command in a process of its own."""
+    @contextmanager
+    def start(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Call the command in a process of its own; what is left of it at the end is killed."""
         path = f"{REPOSITORY}{os.pathsep}{self.folder}"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "mis_lab", *arguments],
             cwd=self.folder,
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hear_ctrl_c,
         )
+        try:
+            yield process
+        finally:
+            process.kill()
+            if process.stdout and not process.stdout.closed:
+                process.communicate()
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    """Wait until a file of that pattern is there, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a test session in the background ignores it, and children inherit that
 
 
 @contextmanager

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.integration.conftest import REPOSITORY, Lab
+from tests.integration.conftest import REPOSITORY, Lab, wait_for
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"], ["store", "ls"]])
@@ -115,13 +114,11 @@ def test_bad_input_is_one_line_and_exit_2(lab: Lab, arguments: list[str], words:
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing_half_written(lab: Lab) -> None:
-    process = lab.start("logger=files", "trainer.n_vectors=100000000", "debug=smoke", "dataset.split.limit=0")
     activations = lab.store / "activations"
-    deadline = time.monotonic() + 120
-    while not list(activations.glob(".building-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with lab.start("logger=files", "trainer.n_vectors=100000000", "debug=smoke", "dataset.split.limit=0") as process:
+        wait_for(activations, ".building-*")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
@@ -130,16 +127,10 @@ def test_ctrl_c_exits_130_and_leaves_nothing_half_written(lab: Lab) -> None:
 
 def test_run_folder_in_use_by_another_process(lab: Lab) -> None:
     words = ("logger=files", "debug=smoke", "dataset.split.limit=0", "trainer.n_vectors=100000000")
-    first = lab.start(*words)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(lab.outputs.rglob("*.owner")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    with lab.start(*words) as first:
+        wait_for(lab.outputs, "**/*.owner")
         done = lab.run(*words, expect=2)
         assert f"in use by process {first.pid}" in done.stdout + done.stderr
-    finally:
-        first.kill()
-        first.communicate()
 
 
 def test_rerun_refuses_plugins_of_a_stored_configuration(lab: Lab) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Lab
+from tests.integration.conftest import Lab, wait_for
 
 FEW = ("experiment=quickstart", "debug=smoke", "logger=files", "model.sites=[blocks.6]", "stages=[activations,sae]")
-LONG = (*FEW, "trainer.n_vectors=80000", "trainer.checkpoint_steps=10")
+LONG = (*FEW, "trainer.n_vectors=40000", "trainer.checkpoint_steps=10")
 
 
 def weights(lab: Lab) -> bytes:
@@ -23,13 +22,10 @@ def weights(lab: Lab) -> bytes:
 
 
 def test_killed_training_goes_on_to_the_same_weights(lab: Lab, new_lab: Callable[[str], Lab]) -> None:
-    process = lab.start(*LONG)
     checkpoints = lab.store / "sae"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob(".building-*/checkpoint*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with lab.start(*LONG) as process:
+        wait_for(checkpoints, ".building-*/checkpoint*")
+        process.send_signal(signal.SIGKILL)
     assert not list(checkpoints.glob("*/sae.safetensors")), "the training was over before it could be killed"
     resumed = lab.run(*LONG)  # in one thread, as the killed one: sums of other threads round differently
     assert "going on from step" in resumed.stdout

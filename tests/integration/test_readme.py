@@ -37,8 +37,8 @@ def test_own_model_dataset_sae_and_metric(lab: Lab) -> None:
         path.write_text(text, encoding="utf-8")
     (command,) = [command for command in commands_of_the_readme() if "--config-dir" in command]
     smoke = ("debug=smoke", "logger=files", "circuit.min_effect=1e-12", "trainer.n_vectors=2048")
-    process = lab.start(*command.split()[1:], *smoke)  # a process of its own: it imports the files just written
-    out, err = process.communicate(timeout=240)
+    with lab.start(*command.split()[1:], *smoke) as process:  # of its own: it imports the files just written
+        out, err = process.communicate(timeout=240)
     assert list(lab.outputs.rglob("report.html")), out + err
     stored = "\n".join(path.read_text() for path in lab.store.rglob("manifest.json"))
     assert all(name in stored for name in ("my_lab.nets.Tiny", "my_lab.saes.ShrinkSae", "thumbnail", "colours"))

@@ -16,23 +16,18 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from mis_lab.core.intervals import Interval
+from mis_lab.report.about import ArtifactRef, DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import (
-    ArtifactRef,
     CircuitNode,
     CircuitSite,
     CircuitView,
     ComparisonRow,
-    DatasetSummary,
     FaithfulnessCurve,
     KindScores,
     MisSettings,
-    ModelSummary,
     ReportData,
-    RunSummary,
-    Scene,
     SiteSae,
-    SiteSummary,
     UnitCard,
     UnitImage,
     UnitScore,
