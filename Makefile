@@ -12,8 +12,8 @@ READY := $(VENV)/.ready
 LOWEST_READY := $(LOWEST)/.ready
 
 # One worker a core and one thread a worker: tests are many and small. A file stays on one worker, so that what it
-# sets up is set up once.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+# sets up is set up once. A worker that dies ends the session: replacing it hangs now and then.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help env quickstart test test-full test-lowest lint lock wheel clean

@@ -32,6 +32,9 @@ TERMINATED = 128 + signal.SIGTERM
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run a subcommand or a Hydra job and exit with its code."""
     argv = sys.argv[1:] if argv is None else argv
+    # Threads that wait for work sleep: on a shared machine spinning ones make a run several times as long. OpenMP reads
+    # this when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(
         signal.SIGTERM, _terminate
     )  # a cluster's preemption unwinds like Ctrl-C: locks freed, nothing half-written

@@ -91,9 +91,8 @@ def wait_for(folder: Path, pattern: str) -> None:
 
 
 def _hear_ctrl_c() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # a test session in the background ignores it, and children inherit that
+    # A session in the background ignores Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ FAMILIES = {
     ),
     "vit without class token": Family(
         TIMM,
-        {"model_name": "test_vit_relpos", "img_size": 64, "depth": 1},
+        {"model_name": "vit_relpos_small_patch16_224", "img_size": 64, "depth": 1, "embed_dim": 96, "num_heads": 3},
         64,
         {"blocks.0": ("btd", 96, 16, (4, 4), 0)},
     ),

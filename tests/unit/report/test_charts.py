@@ -23,8 +23,9 @@ def test_a_scale_maps_its_ends_and_its_middle():
 def test_ticks_of_a_linear_scale_are_few_even_and_inside(low, width):
     ticks = Scale(low, low + width, 0, 100).ticks()
     assert 2 <= len(ticks) <= 8
-    assert min(ticks) >= low - 1e-9 * max(1, abs(low))
-    assert max(ticks) <= low + width + 1e-9 * max(1, abs(low + width))
+    rounding = 1e-9 * max(1, abs(low), width)
+    assert min(ticks) >= low - rounding
+    assert max(ticks) <= low + width + rounding
     assert np.allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-6)
 
 
