@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -68,23 +69,27 @@ class ActivationWriter:
         image_bytes = site.n_positions * site.width * ON_DISK[precision].itemsize
         self._images_per_shard = max(1, shard_mib * 2**20 // image_bytes)
         self._moments = Moments()
-        self._n_written = 0
+        self._n_taken = self._n_written = 0
         self._file: IO[bytes] | None = None
+        # Writing copies into the page cache: beside the next forward pass it costs no time.
+        self._thread = ThreadPoolExecutor(1, f"write {site.path}")
+        self._pending: Future[None] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, x_bpd: Tensor, indices: Sequence[int]) -> None:
         """Write the vectors of the next images.
 
         Args:
-            x_bpd: (B, P, D) floating, on any device.
+            x_bpd: (B, P, D) floating, on any device; not to be written to until the next call.
             indices: (B) their places in the data set, which must follow on those written before.
 
         Raises:
             DataError: naming site and image, when a number is NaN or infinite (or does not fit into float16).
+            StoreError: when the disk is full; it may be the disk of the images before these.
         """
-        stop = self._n_written + len(x_bpd)
-        if list(indices) != list(range(self._n_written, stop)) or stop > len(self._ids):
-            raise ValueError(f"image {self._n_written} of {self.site.path} comes next, not {list(indices)}")
+        stop = self._n_taken + len(x_bpd)
+        if list(indices) != list(range(self._n_taken, stop)) or stop > len(self._ids):
+            raise ValueError(f"image {self._n_taken} of {self.site.path} comes next, not {list(indices)}")
         if tuple(x_bpd.shape[1:]) != (self.site.n_positions, self.site.width):
             raise ValueError(f"site {self.site.path}: {tuple(x_bpd.shape)} is not (B, P, D) of {self.site}")
         stored_bpd = x_bpd.detach().to("cpu", DTYPES[self.precision]).contiguous()
@@ -93,11 +98,20 @@ class ActivationWriter:
         # A sum of finite float32 numbers is finite in float64, so the mean tells whether all were.
         if not self._moments.mean.isfinite().all():
             self._refuse(x_bpd, stored_bpd)
-        self._write(stored_bpd.numpy().astype(ON_DISK[self.precision], copy=False))
+        self._wait()
+        self._n_taken = stop
+        array_bpd = stored_bpd.numpy().astype(ON_DISK[self.precision], copy=False)
+        self._pending = self._thread.submit(self._write, array_bpd)
+
+    def _wait(self) -> None:
+        """Until what was taken is written; raises what went wrong there."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _refuse(self, x_bpd: Tensor, stored_bpd: Tensor) -> None:
         bad = int((~stored_bpd.isfinite()).flatten(1).any(1).nonzero()[0])
-        where = f"site {self.site.path}: activations of image {self._ids[self._n_written + bad]}"
+        where = f"site {self.site.path}: activations of image {self._ids[self._n_taken + bad]}"
         image = x_bpd[bad].detach()
         if image.isfinite().all():
             raise DataError(
@@ -138,6 +152,8 @@ class ActivationWriter:
 
     def close(self) -> None:
         """Write what describes the shards; the metadata comes last."""
+        self._wait()
+        self._thread.shutdown()
         self._close_file()
         if self._n_written != len(self._ids):
             n_written, n_images = self._n_written, len(self._ids)
@@ -169,9 +185,12 @@ class ActivationWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_file()
-        if error is None:
-            self.close()
+        try:
+            if error is None:
+                self.close()
+        finally:
+            self._thread.shutdown()
+            self._close_file()
 
 
 def shard_name(number: int) -> str:
