@@ -7,6 +7,7 @@ run is done when its ``result.json`` (written last) names these keys: so a kille
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -113,10 +114,10 @@ def finished(run_dir: Path) -> dict[str, Any] | None:
 
 
 def headline_numbers(made: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:
-    """Artifact name → its headline numbers (``summary.json``), without those that have none."""
+    """Artifact name → its headline numbers (``summary.json``); a mean over no unit (NaN) is no number and left out."""
     found = {name: read_json(artifact.path / SUMMARY) for name, artifact in made.items()}
     return {
-        name: {key: value for key, value in numbers.items() if value is not None}
+        name: {key: value for key, value in numbers.items() if value is not None and math.isfinite(value)}
         for name, numbers in found.items()
         if numbers
     }

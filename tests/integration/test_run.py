@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from mis_lab.core.store import Artifact, Recipe
+from mis_lab.pipeline.run import headline_numbers
 from tests.integration.conftest import Lab
 
 SMOKE = ("experiment=quickstart", "debug=smoke", "logger=files")
@@ -49,10 +52,16 @@ def test_every_stage_left_an_artifact_that_the_result_names(done: Lab) -> None:
 def test_every_number_of_the_result_is_finite_or_left_out(done: Lab) -> None:
     numbers = result_of(done)["metrics"]
     assert len(numbers) > 100
-    assert all(isinstance(value, int | float) for value in numbers.values())
+    assert all(math.isfinite(value) for value in numbers.values())
     for site in ("blocks.2", "blocks.4", "blocks.6"):
         assert 0 < numbers[f"evaluate/{site}/held_out/fvu"] < 2
         assert numbers[f"evaluate/{site}/seen/l0"] <= 16
+
+
+def test_a_mean_over_no_unit_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"random/soft": NaN, "loss": null, "scored_share": 0.0}')
+    artifact = Artifact(Recipe("mis", 1, {}), "key", tmp_path)
+    assert headline_numbers({"mis/site/feature": artifact}) == {"mis/site/feature": {"scored_share": 0.0}}
 
 
 def test_permuted_activations_score_chance(done: Lab) -> None:
