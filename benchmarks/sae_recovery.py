@@ -24,7 +24,8 @@ from torch import Tensor
 from mis_lab.core.build import build
 from mis_lab.core.seeding import generator
 from mis_lab.core.statistics import Moments
-from mis_lab.sae.config import ReluConfig, SaeConfig, TopKConfig, TrainerConfig
+from mis_lab.sae.config import ReluConfig, SaeConfig, TopKConfig
+from mis_lab.sae.trainer_config import TrainerConfig
 from mis_lab.sae.evaluate import evaluate_reconstruction
 from mis_lab.sae.train import train
 

@@ -29,8 +29,9 @@ from mis_lab.mis.config import MisConfig
 from mis_lab.mis.run import score_units
 from mis_lab.model.load import wrap_module
 from mis_lab.sae.architectures.topk import TopKSae
-from mis_lab.sae.config import TopKConfig, TrainerConfig
+from mis_lab.sae.config import TopKConfig
 from mis_lab.sae.train import train
+from mis_lab.sae.trainer_config import TrainerConfig
 from mis_lab.sae.units import Features
 
 

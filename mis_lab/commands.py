@@ -1,4 +1,4 @@
-"""The subcommands of ``mis-lab``: store, model, sweep, report, rerun. None needs torch but ``model``."""
+"""The subcommands of ``mis-lab``. Torch is imported by ``model`` and ``sae`` alone, when they run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mis_lab.core.errors import EXIT_FAILED, EXIT_OK, MisLabError, nearest_first
 from mis_lab.core.files import read_json
 from mis_lab.core.keys import hash_file
 from mis_lab.core.store import MANIFEST, Store
+from mis_lab.sae_commands import sae
 
 
 def run_command(argv: list[str]) -> int:
@@ -265,6 +266,7 @@ def _say(text: str) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "store": store,
     "model": model,
+    "sae": sae,
     "sweep": sweep,
     "report": report,
     "rerun": rerun,

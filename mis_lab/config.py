@@ -34,14 +34,21 @@ from mis_lab.metric.config import (
 from mis_lab.mis.config import MisConfig
 from mis_lab.model.config import ModelConfig
 from mis_lab.report.config import ReportConfig
+from mis_lab.sae.baseline_config import FrozenDecoderConfig, NeuronsConfig, NmfConfig, PcaConfig, RandomConfig
 from mis_lab.sae.config import (
+    BatchTopKConfig,
+    EvaluateConfig,
     ExternalSaeConfig,
+    GatedConfig,
+    JumpReluConfig,
+    MatryoshkaConfig,
     NoSaeConfig,
     ReluConfig,
     SaeConfig,
     TopKConfig,
-    TrainerConfig,
 )
+from mis_lab.sae.further_config import ArchetypalConfig, ConvConfig, TranscoderConfig
+from mis_lab.sae.trainer_config import TrainerConfig
 from mis_lab.tracking.config import LoggerConfig
 
 
@@ -81,6 +88,8 @@ class RunConfig:
         device: auto, cpu, cuda, cuda:N, mps.
         threads: CPU threads of torch (0 = its own choice).
         stages: which stages to run; those left out are read from the store where a later one needs them.
+        together: axes of a grid, as a sweep has them (``["sae.k=8,16", "seed=0,1"]``): these SAEs are trained in the
+            same pass over the data as this run's, and a sweep over the same grid finds them done.
         plugins: packages whose names configurations may use (``my_package.``); set it in conf/local.
     """
 
@@ -94,6 +103,7 @@ class RunConfig:
     circuit: CircuitConfig = MISSING
     logger: LoggerConfig = MISSING
     paths: PathsConfig = MISSING
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     name: str = "default"
     seed: int = 0
@@ -101,10 +111,11 @@ class RunConfig:
     threads: int = 0
     stages: list[Stage] = field(default_factory=lambda: list(Stage))
     plugins: list[str] = field(default_factory=list)
+    together: list[str] = field(default_factory=list)
 
 
 # What cannot change a result, and so is no part of a run's key.
-NOT_IN_RUN_KEY = ("logger", "paths", "device", "threads", "name", "plugins")
+NOT_IN_RUN_KEY = ("logger", "paths", "device", "threads", "name", "plugins", "together")
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"base": ModelConfig},
@@ -115,7 +126,24 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "external": ExternalDatasetConfig,
     },
     "activations": {"base": ActivationsConfig},
-    "sae": {"none": NoSaeConfig, "relu": ReluConfig, "topk": TopKConfig, "external": ExternalSaeConfig},
+    "sae": {
+        "none": NoSaeConfig,
+        "relu": ReluConfig,
+        "gated": GatedConfig,
+        "topk": TopKConfig,
+        "batch_topk": BatchTopKConfig,
+        "jump_relu": JumpReluConfig,
+        "matryoshka": MatryoshkaConfig,
+        "archetypal": ArchetypalConfig,
+        "conv": ConvConfig,
+        "transcoder": TranscoderConfig,
+        "neurons": NeuronsConfig,
+        "pca": PcaConfig,
+        "random": RandomConfig,
+        "frozen_decoder": FrozenDecoderConfig,
+        "nmf": NmfConfig,
+        "external": ExternalSaeConfig,
+    },
     "trainer": {"base": TrainerConfig},
     "metric": {
         "lpips_baseline_squeeze": LpipsBaselineSqueezeConfig,

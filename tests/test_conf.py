@@ -190,7 +190,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
         (["stages=[activation]"], ["'activation'", "activations, sae, evaluate, mis, circuit, report"]),
         (["circuit.target=truth"], ["circuit.target", "'truth'", "prediction, label"]),
         (["mis.negatives=[top]"], ["mis.negatives", "'top'", "bottom, random"]),
-        (["sae=topkk"], ["sae/topkk", "none relu relu_thesis topk"]),
+        (["sae=topkk"], ["sae/topkk", "relu relu_april relu_thesis topk"]),
         (["experiment=quickstrat"], ["experiment/quickstrat", "quickstart"]),
         (["circuit.n_steps=null"], ["circuit.n_steps", "not Optional"]),
         (["stagess=topk"], ["stagess"]),
@@ -283,7 +283,10 @@ def another(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if OmegaConf.is_list(value):
-        return list(value)[:-1] if len(value) else ["more"]
+        if len(value):
+            return list(value)[:-1]
+        element = value._metadata.element_type
+        return [1] if element is int else [[0.0, 0.5]] if "list" in str(element).lower() else ["more"]
     if OmegaConf.is_dict(value):
         return {"more": 1}
     return f"{value}_other"

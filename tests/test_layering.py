@@ -29,7 +29,7 @@ ROWS = [
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 TRACKING_IS_FOR = {"config", "pipeline", "cli"}
-ONE_PACKAGE = {"commands": "cli"}  # the subcommands are the command line's other half
+ONE_PACKAGE = {"commands": "cli", "sae_commands": "cli"}  # the subcommands are the command line's other half
 HYDRA_IS_FOR = {"config", "pipeline", "cli"}
 HYDRA = {"hydra", "omegaconf"}
 SLOW_TO_IMPORT = {

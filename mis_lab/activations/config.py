@@ -29,6 +29,8 @@ class ActivationsConfig:
         precision: of the stored numbers; float16 halves the disk.
         shard_mib: size of one shard file.
         batch_size, workers: of the forward passes.
+        live: train SAEs on activations that are computed when needed, with nothing of the split ``train`` on disk. Each
+            epoch is a pass through the network again, unless all fits into `memory_mib`.
         memory_mib: how much of the activations the loader holds in memory at once to shuffle (the order of
             training depends on it where they do not all fit).
     """
@@ -37,6 +39,7 @@ class ActivationsConfig:
     shard_mib: int = field(default=256, metadata=NO_EFFECT)
     batch_size: int = field(default=64, metadata=NO_EFFECT)
     workers: int = field(default=0, metadata=NO_EFFECT)
+    live: bool = False
     memory_mib: int = 2048
 
     def __post_init__(self) -> None:

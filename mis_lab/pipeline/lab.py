@@ -27,7 +27,18 @@ from mis_lab.model.load import LoadedModel, build_network, load_model
 from mis_lab.model.train import evaluate_classifier, train_classifier
 
 SUMMARY, WEIGHTS = "summary.json", "weights.safetensors"
-WEIGHTS_VERSION = 1
+# Raised by hand when a stage's results change for the same configuration.
+VERSIONS = {
+    "weights": 1,
+    "activations": 1,
+    "predictions": 1,
+    "sae": 2,
+    "evaluate": 2,
+    "metric": 1,
+    "mis": 1,
+    "compare": 1,
+    "circuit": 1,
+}
 Log = Callable[[str, Mapping[str, float], int], None]
 logger = logging.getLogger(__name__)
 
@@ -63,6 +74,11 @@ class Lab:
         return [index for index, group in enumerate(self.data[split].groups) if (group in self.held_out) == held_out]
 
     @property
+    def sites(self) -> list[str]:
+        """Every site whose activations the run needs."""
+        return self.config.model.sites
+
+    @property
     def has_sae(self) -> bool:
         return self.config.sae.name != "none"
 
@@ -93,7 +109,7 @@ def weights(config: RunConfig, store: Store, device: torch.device) -> Artifact:
     dataset = load_dataset(config.dataset, "train")
     recipe = Recipe(
         "weights",
-        WEIGHTS_VERSION,
+        VERSIONS["weights"],
         {
             "network": config.model.network,
             "init_seed": config.model.init_seed,

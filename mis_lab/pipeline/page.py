@@ -17,8 +17,9 @@ from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
+from mis_lab.pipeline.evaluation import PARTS, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
-from mis_lab.pipeline.stages import COMPARISONS, PARTS, SPLICE, kinds_of_units
+from mis_lab.pipeline.stages import COMPARISONS, kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
 from mis_lab.report.collect import SaeResults, Sources, collect

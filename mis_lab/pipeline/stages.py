@@ -7,19 +7,14 @@ Every artifact has a ``summary.json``: its headline numbers, flat.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mis_lab.activations.extract import extract
-from mis_lab.activations.loader import VectorLoader
 from mis_lab.activations.shards import StoredActivations
 from mis_lab.activations.units import Neurons, RandomDirections, UnitSource
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.config import Stage
-from mis_lab.core.build import build as build_object
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
@@ -27,145 +22,15 @@ from mis_lab.metric.base import Embedding, embed_dataset
 from mis_lab.mis.compare import compare_sites, summarise
 from mis_lab.mis.run import sample_units, score_units
 from mis_lab.mis.unit_scores import UnitScores
-from mis_lab.pipeline.lab import SUMMARY, Lab
+from mis_lab.pipeline.activations import activations
+from mis_lab.pipeline.evaluation import evaluate, is_labelled, predicted
+from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
+from mis_lab.pipeline.saes import load_saes, sae
 from mis_lab.sae import io as sae_io
-from mis_lab.sae.base import Sae
-from mis_lab.sae.evaluate import evaluate_reconstruction
-from mis_lab.sae.splice import evaluate_splice
-from mis_lab.sae.train import train
 from mis_lab.sae.units import Features
 
-SPLICE, COMPARISONS = "splice.json", "comparisons.json"
+COMPARISONS = "comparisons.json"
 MEASURES = ("soft", "hard", "delta_over_tau")  # the first for every pair of kinds, all for features against neurons
-PARTS = {"seen": False, "held_out": True}  # of the split score: whether its groups are held out
-
-# Raised by hand when a stage's results change for the same configuration.
-VERSIONS = {"activations": 1, "sae": 1, "evaluate": 1, "metric": 1, "mis": 1, "compare": 1, "circuit": 1}
-
-
-def activations(lab: Lab, split: str) -> dict[str, Artifact]:
-    """Stage ``activations``: by site, those of all images of a split; one pass writes all that are missing."""
-    model, dataset = lab.config.model, lab.data[split]
-    recipes = {
-        site: Recipe(
-            "activations",
-            VERSIONS["activations"],
-            {
-                "site": site,
-                "layout": model.layout.name,
-                "tokens": model.tokens.name,
-                "network": model.network,
-                "input": plain(model.input),
-                "precision": lab.config.activations.precision.name,
-            },
-            {"weights": lab.model.fingerprint, "data": dataset.fingerprint},
-            label=f"{model.name} {site} on {dataset.name}/{split}",
-        )
-        for site in model.sites
-    }
-
-    def build(folders: Mapping[str, Path]) -> None:
-        missing = {site: folders[recipe.key] for site, recipe in recipes.items() if recipe.key in folders}
-        extract(lab.model, dataset, missing, lab.config.activations, model.layout, model.tokens)
-        for folder in missing.values():
-            stored = StoredActivations(folder)
-            write_json(
-                folder / SUMMARY,
-                {"n_images": stored.n_images, "n_positions": stored.n_positions, "width": stored.width},
-            )
-
-    return dict(zip(recipes, lab.store.get_many(list(recipes.values()), build), strict=True))
-
-
-def sae(lab: Lab, site: str) -> Artifact:
-    """Stage ``sae``: trained on the images of ``train`` whose group is not held out; goes on after a crash."""
-    stored = activations(lab, "train")[site]
-    config = lab.config
-    recipe = Recipe(
-        "sae",
-        VERSIONS["sae"],
-        {
-            "sae": plain(config.sae),
-            "trainer": plain(config.trainer),
-            "memory_mib": config.activations.memory_mib,
-            "held_out": sorted(lab.held_out),
-            "seed": config.seed,
-        },
-        {"activations": stored.key},
-        label=f"{config.sae.name} at {config.model.name} {site}, seed {config.seed}",
-        resumable=True,
-    )
-
-    def build(folder: Path) -> None:
-        vectors = VectorLoader(
-            StoredActivations(stored.path),
-            config.trainer.batch_size,
-            config.seed,
-            lab.images("train", held_out=False),
-            config.activations.memory_mib,
-            lab.device,
-        )
-        autoencoder = build_object(config.sae, width=vectors.stored.width).to(lab.device)
-        summary = train(
-            autoencoder,
-            vectors,
-            config.trainer,
-            config.seed,
-            folder,
-            lambda numbers, step: lab.log(f"sae/{site}", numbers, step),
-        )
-        write_json(
-            folder / SUMMARY, summary.final | {"n_vectors": summary.n_vectors, "n_features": autoencoder.n_features}
-        )
-
-    return lab.store.get(recipe, build)
-
-
-def load_saes(lab: Lab) -> dict[str, Sae]:
-    """The trained SAE of every site, on the lab's device."""
-    return {site: sae_io.load(sae(lab, site).path).to(lab.device) for site in lab.config.model.sites}
-
-
-def evaluate(lab: Lab, site: str) -> Artifact:
-    """Stage ``evaluate``: reconstruction, sparsity and the cost of splicing the SAE in, on the split ``score``:
-    on groups the SAE was trained on (``seen``) and on held-out ones."""
-    stored, trained = activations(lab, "score")[site], sae(lab, site)
-    recipe = Recipe(
-        "evaluate",
-        VERSIONS["evaluate"],
-        {"held_out": sorted(lab.held_out)},
-        {"activations": stored.key, "sae": trained.key, "train": activations(lab, "train")[site].key},
-        label=f"{lab.config.sae.name} at {site}",
-    )
-
-    def build(folder: Path) -> None:
-        read, autoencoder = StoredActivations(stored.path), sae_io.load(trained.path).to(lab.device)
-        mean_d = StoredActivations(activations(lab, "train")[site].path).moments.mean.float()
-        numbers: dict[str, Any] = {}
-        for part, held_out in PARTS.items():
-            chosen = lab.images("score", held_out)
-            if not chosen:
-                continue
-            quality = evaluate_reconstruction(autoencoder, read, chosen)
-            quality.write(folder / part)
-            splice = evaluate_splice(
-                lab.model,
-                read.site,
-                autoencoder,
-                lab.data["score"],
-                mean_d,
-                chosen,
-                lab.config.activations.batch_size,
-                lab.config.activations.workers,
-            )
-            write_json(folder / part / SPLICE, asdict(splice))
-            told = quality.numbers() | {
-                name: value for name, value in asdict(splice).items() if isinstance(value, float)
-            }
-            numbers |= {f"{part}/{name}": value for name, value in told.items()}
-        write_json(folder / SUMMARY, numbers)
-
-    return lab.store.get(recipe, build)
 
 
 def embedding(lab: Lab) -> Artifact:
@@ -340,11 +205,13 @@ def of_stages(lab: Lab) -> dict[str, Artifact]:
     sites, wanted = lab.config.model.sites, set(lab.config.stages) - {Stage.report} or set(Stage)
     made: dict[str, Artifact] = {}
     if Stage.activations in wanted:
-        for split in ("train", "score") if lab.has_sae else ("score",):
+        for split in ("train", "score") if lab.has_sae and not lab.config.activations.live else ("score",):
             made |= {f"activations/{split}/{site}": artifact for site, artifact in activations(lab, split).items()}
     if Stage.sae in wanted and lab.has_sae:
         made |= {f"sae/{site}": sae(lab, site) for site in sites}
     if Stage.evaluate in wanted and lab.has_sae:
+        if not is_labelled(lab):
+            made["predictions"] = predicted(lab)
         made |= {f"evaluate/{site}": evaluate(lab, site) for site in sites}
     if Stage.mis in wanted:
         made["metric"] = embedding(lab)

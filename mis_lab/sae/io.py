@@ -12,13 +12,13 @@ from mis_lab.core.errors import MisLabError, StoreError
 from mis_lab.core.files import read_json, write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.tensors import read_tensors, write_tensors
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder
 
 VERSION = 1
 WEIGHTS, DESCRIPTION = "sae.safetensors", "sae.json"
 
 
-def save(sae: Sae, folder: Path) -> None:
+def save(sae: Autoencoder, folder: Path) -> None:
     """Write `sae` into `folder`; the description comes last, so that a folder with one is whole."""
     write_tensors(folder / WEIGHTS, sae.state_dict())
     write_json(
@@ -29,11 +29,12 @@ def save(sae: Sae, folder: Path) -> None:
             "config": plain(sae.config),
             "width": sae.width,
             "n_features": sae.n_features,
+            "arguments": sae.arguments,
         },
     )
 
 
-def load(folder: Path) -> Sae:
+def load(folder: Path) -> Autoencoder:
     """The SAE in `folder`, on the CPU, in evaluation mode, its parameters frozen.
 
     Only classes that :func:`mis_lab.core.build.build` may build are imported: the file cannot name anything else.
@@ -49,9 +50,10 @@ def load(folder: Path) -> Sae:
         if described["version"] != VERSION:
             raise StoreError(f"version {described['version']}, this mis_lab reads {VERSION}")
         architecture = locate(described["target"])
-        if not (isinstance(architecture, type) and issubclass(architecture, Sae)):
+        if not (isinstance(architecture, type) and issubclass(architecture, Autoencoder)):
             raise StoreError(f"{described['target']} is no SAE architecture")
-        sae = _rebuild(architecture, described["config"], described["width"])
+        arguments = {"width": described["width"], **described.get("arguments", {})}
+        sae = _rebuild(architecture, described["config"], arguments)
         sae.load_state_dict(read_tensors(folder / WEIGHTS), strict=True, assign=True)
     except (MisLabError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # load_state_dict lists every mismatch on a line of its own; the first two say enough.
@@ -60,10 +62,10 @@ def load(folder: Path) -> Sae:
     return sae.eval().requires_grad_(False)
 
 
-def _rebuild(architecture: type[Sae], options: Mapping[str, Any], width: int) -> Sae:
+def _rebuild(architecture: type[Autoencoder], options: Mapping[str, Any], arguments: Mapping[str, Any]) -> Autoencoder:
     """Call the constructor as build() did: with its configuration dataclass, or with plain keywords."""
     if architecture.config_type is None:
-        return architecture(**options, width=width)
+        return architecture(**{**options, **arguments})
     types = get_type_hints(architecture.config_type)
     if unknown := sorted(set(options) - set(types)):
         raise StoreError(f"{architecture.__name__} has no option {', '.join(unknown)}")
@@ -71,4 +73,4 @@ def _rebuild(architecture: type[Sae], options: Mapping[str, Any], width: int) ->
         name: types[name][value] if isinstance(types[name], type) and issubclass(types[name], Enum) else value
         for name, value in options.items()
     }
-    return architecture(config=architecture.config_type(**values), width=width)
+    return architecture(config=architecture.config_type(**values), **arguments)

@@ -24,29 +24,86 @@ from mis_lab.model.capture import predictions
 from mis_lab.model.intervene import intervene
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder
 
 SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
 Replace = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Splice:
+    """An autoencoder that reads another site than it writes (a transcoder).
+
+    Attributes:
+        sae: what gives the vectors of the site that is written.
+        source: the site whose vectors it reads.
+    """
+
+    sae: Autoencoder
+    source: Site
+
+
+Spliced = Autoencoder | Splice
+
+
 @contextmanager
-def spliced(model: LoadedModel, saes: Mapping[Site, Sae]) -> Iterator[None]:
+def spliced(model: LoadedModel, saes: Mapping[Site, Spliced]) -> Iterator[None]:
     """While open, forward passes of `model` go through the SAEs: each site's vectors become their reconstruction.
 
+    A transcoder reads its source as it then is, with whatever another SAE has made of it.
+
+    Args:
+        saes: by the site that is written.
+
     Raises:
-        ConfigError: when an SAE's width is not its site's.
+        ConfigError: when an SAE's width is not its site's, or two sites have not as many positions; from the forward
+            pass, when the network computes a source after what is written from it.
     """
-    for site, sae in saes.items():
-        if site.width != sae.width:
-            raise ConfigError(
-                f"the SAE of {site.path} has width {sae.width}, the site {site.width}", fix="Train one there."
-            )
-    with intervene(model, {site: _reconstruct(sae) for site, sae in saes.items()}):
+    splices = {site: one if isinstance(one, Splice) else Splice(one, site) for site, one in saes.items()}
+    for site, splice in splices.items():
+        _check_sizes(site, splice)
+    with intervene(model, _replacements(splices)):
         yield
 
 
-def _reconstruct(sae: Sae) -> Replace:
+def _check_sizes(site: Site, splice: Splice) -> None:
+    sae, source = splice.sae, splice.source
+    for of, width, at in (("has width", sae.width, source), ("writes width", sae.width_out, site)):
+        if at.width != width:
+            raise ConfigError(f"the SAE of {at.path} {of} {width}, the site {at.width}", fix="Train one there.")
+    if source.n_positions != site.n_positions:
+        raise ConfigError(
+            f"{source.path} has {source.n_positions} positions, {site.path} {site.n_positions}: nothing to splice in",
+            fix="Pair sites whose maps are of equal size.",
+        )
+
+
+def _replacements(splices: Mapping[Site, Splice]) -> dict[Site, Replace]:
+    """What happens at every site that is read or written."""
+    read = {splice.source for site, splice in splices.items() if splice.source != site}
+    held: dict[Site, Tensor] = {}
+
+    def at(site: Site) -> Replace:
+        def replace(x_bpd: Tensor) -> Tensor:
+            if site in splices:
+                sae, source = splices[site].sae, splices[site].source
+                if source != site and source not in held:
+                    raise ConfigError(
+                        f"{source.path}, which the transcoder of {site.path} reads, is computed after it",
+                        fix="Exchange the two in sae.source.",
+                    )
+                x_bpd = sae(x_bpd if source == site else held[source]).reconstruction
+            if site in read:
+                held[site] = x_bpd
+            return x_bpd
+
+        return replace
+
+    return {site: at(site) for site in {**dict.fromkeys(read), **splices}}
+
+
+def replacement(sae: Autoencoder) -> Replace:
+    """What a site's vectors (B, P, D) become when the SAE is spliced in."""
     return lambda x_bpd: sae(x_bpd).reconstruction
 
 
@@ -87,7 +144,7 @@ class SpliceQuality:
 def evaluate_splice(
     model: LoadedModel,
     site: Site,
-    sae: Sae,
+    sae: Spliced,
     dataset: ImageDataset,
     mean_d: Tensor,
     indices: Sequence[int] | None = None,
@@ -101,7 +158,7 @@ def evaluate_splice(
 @torch.inference_mode()
 def evaluate_splices(
     model: LoadedModel,
-    saes: Mapping[Site, Sae],
+    saes: Mapping[Site, Spliced],
     dataset: ImageDataset,
     means: Mapping[Site, Tensor],
     indices: Sequence[int] | None = None,
@@ -114,7 +171,7 @@ def evaluate_splices(
     untouched network's own prediction.
 
     Args:
-        saes: one a site, on the model's device.
+        saes: one by the site that is written, on the model's device.
         means: (D,) mean vector of each site over its training data, for mean ablation.
         indices: images to evaluate on (all by default).
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +10,7 @@ from scipy.stats import chisquare
 
 from mis_lab.activations.config import Precision
 from mis_lab.activations.loader import VectorLoader
+from mis_lab.activations.paired import PairedActivations
 from mis_lab.core.errors import DataError
 
 # 1,000 images of 40 vectors of 16 numbers: 2.7 MiB with their order, three times the 1 MiB that is held.
@@ -111,7 +114,7 @@ def test_each_image_is_read_once_an_epoch_and_memory_is_kept_to(stored, monkeypa
     loader = VectorLoader(stored, batch_size=512, seed=0, memory_mib=1)
     for step in range(loader.steps_per_epoch):
         loader.batch(step)
-        assert loader._held_nd.nbytes + loader._order[1].nbytes <= 2**20
+        assert loader._held.nbytes + loader._order[1].nbytes <= 2**20
     assert sorted(read) == list(range(N_IMAGES))
     read.clear()
     whole = VectorLoader(stored, batch_size=512, seed=0, memory_mib=100)
@@ -163,3 +166,73 @@ def test_a_sample_is_the_same_each_time_and_from_the_images_alone(stored, memory
 def test_no_images_are_told(stored):
     with pytest.raises(DataError, match=r"no images .* site blocks\.2.*hold_out"):
         VectorLoader(stored, 256, seed=0, indices=[])
+
+
+def images_of(batch) -> list[int]:
+    """Numbers of the images in a batch of whole ones; fails unless every image is whole and in order."""
+    n_images, n_positions, _ = batch.shape
+    first = batch[:, 0, 0]
+    assert torch.equal(batch[:, :, 0], first[:, None] + torch.arange(n_positions))
+    assert torch.equal(first % n_positions, torch.zeros(n_images))
+    return (first // n_positions).int().tolist()
+
+
+@MEMORIES
+@pytest.mark.usefixtures("untouched_rng")
+def test_whole_images_come_once_an_epoch(stored, memory_mib):
+    loader = VectorLoader(stored, batch_size=290, seed=3, memory_mib=memory_mib, whole_images=True)
+    assert (loader.n_vectors, loader.batch_size, loader.steps_per_epoch) == (40_000, 280, 142)  # 7 images a batch
+    orders = []
+    for epoch in range(2):
+        steps = range(epoch * 142, (epoch + 1) * 142)
+        orders.append([image for step in steps for image in images_of(loader.batch(step))])
+        assert len(orders[-1]) == len(set(orders[-1])) == 142 * 7
+    assert orders[0] != orders[1]
+    if memory_mib == 1:
+        assert loader._held.nbytes + loader._order[1].nbytes <= 2**20
+    # Images of a batch come from all over what is held.
+    assert sum(abs(a - b) for a, b in itertools.pairwise(orders[0])) / len(orders[0]) > 100
+
+
+@MEMORIES
+def test_batches_of_whole_images_depend_on_seed_and_step_alone(stored, memory_mib):
+    def loader(seed, indices=None):
+        return VectorLoader(stored, 3000, seed, indices, memory_mib, whole_images=True)
+
+    through = [loader.batch(step) for loader in [loader(5)] for step in range(30)]  # 13 an epoch
+    again = loader(5)
+    for step in (29, 3, 17, 0, 13, 12, 29):
+        assert torch.equal(again.batch(step), through[step])
+    assert not torch.equal(loader(6).batch(0), through[0])
+    chosen = [index for index in range(N_IMAGES) if index % 3]
+    part = loader(5, chosen)
+    shown = [image for step in range(part.steps_per_epoch) for image in images_of(part.batch(step))]
+    assert set(shown) <= set(chosen)
+    assert len(shown) == len(set(shown)) == part.steps_per_epoch * 75 == 600
+
+
+def test_batches_and_samples_of_whole_images_count_vectors(numbered):
+    stored = numbered(9, 6)
+    sizes = {}
+    for batch_size in (1, 6, 17, 18, 1000):
+        loader = VectorLoader(stored, batch_size, seed=0, whole_images=True)
+        sizes[batch_size] = len(loader.batch(0))
+        assert loader.batch_size == 6 * sizes[batch_size]
+    assert sizes == {1: 1, 6: 1, 17: 2, 18: 3, 1000: 9}
+    loader = VectorLoader(stored, 12, seed=0, indices=[1, 3, 4, 8], whole_images=True)
+    sample = loader.sample(20)
+    assert sample.dtype == torch.float32
+    assert torch.equal(sample, loader.sample(20))
+    assert len(images_of(sample)) == len(set(images_of(sample))) == 3
+    assert set(images_of(sample)) <= {1, 3, 4, 8}
+    assert len(loader.sample(2)) == 1
+    assert images_of(loader.sample(10**6)) == [1, 3, 4, 8]
+
+
+def test_two_sites_side_by_side(numbered):
+    source, target = numbered(20, 5, 3), numbered(20, 5, 2)
+    loader = VectorLoader(PairedActivations(source, target), 16, seed=0)
+    for batch in (loader.batch(2), loader.sample(30)):
+        assert batch.shape[1] == 5
+        assert torch.equal(batch[:, 0], batch[:, 3])  # the same vector of both
+        assert torch.equal(batch[:, 1], batch[:, 4])

@@ -60,8 +60,8 @@ def test_thesis_loss_is_two_means_over_all_elements(x_nd: Tensor, step: Callable
 
 
 def test_a_larger_penalty_gives_sparser_codes(vectors: Callable) -> None:
-    from mis_lab.sae.config import TrainerConfig
-    from mis_lab.sae.train import Training
+    from mis_lab.sae.trainer_config import TrainerConfig
+    from mis_lab.sae.training import Training
 
     l0 = []
     for l1 in (0.01, 0.5):
@@ -78,3 +78,47 @@ def test_a_larger_penalty_gives_sparser_codes(vectors: Callable) -> None:
 def test_a_negative_penalty_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"sae\.l1=-0\.1 is negative"):
         ReluConfig(l1=-0.1)
+
+
+def april(x_nd: Tensor, l1: float = 0.3) -> ReluSae:
+    sae = make(ReluForm.april, x_nd, l1)
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.linspace(0.5, 3, 12)[:, None])
+        sae.W_enc.add_(0.05 * torch.randn(12, 8, generator=generator(8)))
+    return sae
+
+
+def test_april_2024_has_no_pre_bias_and_penalises_codes_times_norms(x_nd: Tensor, step: Callable) -> None:
+    """f = ReLU(W_e·x + b_e); L = ‖x − x̂‖² + λ Σ f‖d‖ (Conerly et al., April 2024)."""
+    sae = april(x_nd)
+    x = x_nd.double() * sae.scale
+    codes = (x @ sae.W_enc.T + sae.b_enc).relu()
+    torch.testing.assert_close(sae.encode(x_nd.double()), codes)
+    error = (x - codes @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    penalty = (codes * sae.W_dec.norm(dim=1)).sum(1).mean()
+    losses = sae.step_losses(x_nd.double(), step(sae, sparsity=0.5))
+    torch.testing.assert_close(losses.total, error + 0.5 * 0.3 * penalty)
+    torch.testing.assert_close(losses.named["l1"], penalty.detach())
+
+
+def test_april_2024_penalty_is_the_same_whatever_the_scale_of_an_atom(x_nd: Tensor, step: Callable) -> None:
+    """Halving a code and doubling its atom must not pay."""
+    sae = april(x_nd)
+    before = sae.step_losses(x_nd.double(), step(sae)).total.detach()
+    with torch.no_grad():
+        sae.W_enc.mul_(0.5)
+        sae.b_enc.mul_(0.5)
+        sae.W_dec.mul_(2.0)
+    torch.testing.assert_close(sae.step_losses(x_nd.double(), step(sae)).total.detach(), before)
+
+
+def test_april_2024_atoms_start_a_tenth_long_and_stay_free(x_nd: Tensor, vectors: Callable) -> None:
+    from mis_lab.sae.trainer_config import TrainerConfig
+    from mis_lab.sae.training import Training
+
+    sae = make(ReluForm.april, x_nd, 0.01).float()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((12,), 0.1))
+    training, loader = Training(sae, TrainerConfig(n_vectors=64 * 20, batch_size=64, lr=1e-2)), vectors()
+    for number in range(20):
+        training.advance(loader.batch(number))
+    assert sae.W_dec.norm(dim=1).max() > 0.2

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from mis_lab.model.capture import Capture, predictions
 from mis_lab.model.config import ModelConfig
 from mis_lab.model.load import LoadedModel, load_model
 from mis_lab.model.sites import Site, resolve_sites
-from mis_lab.sae.splice import SpliceQuality, evaluate_splice, evaluate_splices, spliced
+from mis_lab.sae.architectures.transcoder import TranscoderSae
+from mis_lab.sae.further_config import TranscoderConfig
+from mis_lab.sae.splice import Splice, SpliceQuality, evaluate_splice, evaluate_splices, spliced
 
 N_IMAGES, SIZE, N_CLASSES = 23, 6, 5
 
@@ -223,3 +226,78 @@ def test_an_sae_of_another_width_is_refused(model: LoadedModel, sites: tuple[Sit
 def test_no_images(model: LoadedModel, sites: tuple[Site, ...], means: dict[Site, Tensor], affine: type) -> None:
     with pytest.raises(DataError, match="no images to evaluate a spliced SAE on"):
         evaluate_splice(model, sites[0], affine(sites[0].width), Noise(), means[sites[0]], [])
+
+
+def transcoder(source: Site, target: Site, skip: bool = True) -> TranscoderSae:
+    """With random weights."""
+    sae = TranscoderSae(TranscoderConfig(n_features=20, k=5, skip=skip), source.width, target.width)
+    with torch.no_grad():
+        for number, parameter in enumerate(sae.parameters()):
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+        sae.target_scale.fill_(0.3)
+    return sae
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_writes_its_target_from_its_source(
+    model: LoadedModel, sites: tuple[Site, ...], images_bchw: Tensor, skip: bool
+) -> None:
+    first, second = sites
+    sae = transcoder(first, second, skip)
+    plain = predictions(model, images_bchw)
+    with Capture(model, sites) as capture:
+        x_bpd = capture.run(images_bchw)["act1"].clone()
+    with torch.no_grad():
+        expected = model.module.get_submodule("fc3")(sae(x_bpd[:, 0]).reconstruction)
+    for _ in range(2):
+        with spliced(model, {second: Splice(sae, first)}):
+            torch.testing.assert_close(predictions(model, images_bchw), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(predictions(model, images_bchw), plain)
+
+
+def test_a_transcoder_reads_what_another_sae_has_made_of_its_source(
+    model: LoadedModel, sites: tuple[Site, ...], images_bchw: Tensor, affine: type
+) -> None:
+    first, second = sites
+    sae, earlier = transcoder(first, second), affine(first.width, 0.4, 0.2)
+    with Capture(model, sites) as capture:
+        x_bpd = capture.run(images_bchw)["act1"].clone()
+    with torch.no_grad():
+        expected = model.module.get_submodule("fc3")(sae(0.4 * x_bpd[:, 0] + 0.2).reconstruction)
+    for saes in ({first: earlier, second: Splice(sae, first)}, {second: Splice(sae, first), first: earlier}):
+        with spliced(model, saes):
+            torch.testing.assert_close(predictions(model, images_bchw), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_transcoder_is_evaluated_at_the_site_that_it_writes(
+    model: LoadedModel, sites: tuple[Site, ...], means: dict[Site, Tensor], affine: type
+) -> None:
+    first, second = sites
+    quality = evaluate_splice(model, second, Splice(transcoder(first, second), first), Noise(), means[second])
+    other = evaluate_splice(model, second, affine(second.width, 0.5), Noise(), means[second])
+    assert (quality.loss_original, quality.loss_zero, quality.loss_mean) == (
+        other.loss_original,
+        other.loss_zero,
+        other.loss_mean,
+    )
+    assert quality.loss_spliced != other.loss_spliced
+
+
+def test_transcoders_that_do_not_fit_are_refused(
+    model: LoadedModel, sites: tuple[Site, ...], images_bchw: Tensor
+) -> None:
+    first, second = sites
+    backwards = transcoder(second, first)
+    cases = {
+        "SAE of act1 has width 9, the site 12": {second: Splice(backwards, first)},
+        "SAE of act2 writes width 12, the site 9": {second: Splice(backwards, second)},
+        "act1 has 4 positions, act2 1": {second: Splice(transcoder(first, second), replace(first, n_positions=4))},
+    }
+    for told, saes in cases.items():
+        with pytest.raises(ConfigError, match=told), spliced(model, saes):
+            pass
+    with (
+        pytest.raises(ConfigError, match="act2, which the transcoder of act1 reads, is computed after it"),
+        spliced(model, {first: Splice(backwards, second)}),
+    ):
+        predictions(model, images_bchw)

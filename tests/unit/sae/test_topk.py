@@ -11,14 +11,15 @@ from torch import Tensor
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.seeding import generator
 from mis_lab.sae.architectures.topk import TopKSae
-from mis_lab.sae.config import TopKConfig, TrainerConfig
-from mis_lab.sae.train import Training
+from mis_lab.sae.config import TopKConfig
+from mis_lab.sae.trainer_config import Normalisation, TrainerConfig
+from mis_lab.sae.training import Training
 
 
-def make(x_nd: Tensor, normalise: bool = True, **options: object) -> TopKSae:
+def make(x_nd: Tensor, normalisation: Normalisation = Normalisation.unit_variance, **options: object) -> TopKSae:
     config = TopKConfig(**{"n_features": 20, "k": 3, "aux_k": 2, **options})  # type: ignore[arg-type]
     sae = TopKSae(config, width=8).double()
-    sae.initialise(x_nd.double(), generator(4), normalise)
+    sae.initialise(x_nd.double(), generator(4), normalisation)
     return sae
 
 
@@ -49,10 +50,10 @@ def test_fewer_than_k_positive_give_fewer_codes(x_nd: Tensor) -> None:
     assert (codes > 0).sum(1).max() < 20
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalisation", Normalisation)
 @pytest.mark.parametrize("sparse", [True, False])
-def test_loss_is_in_units_of_fvu(x_nd: Tensor, step: Callable, normalise: bool, sparse: bool) -> None:
-    sae = make(x_nd, normalise, sparse=sparse)
+def test_loss_is_in_units_of_fvu(x_nd: Tensor, step: Callable, normalisation: Normalisation, sparse: bool) -> None:
+    sae = make(x_nd, normalisation, sparse=sparse)
     x = x_nd.double()
     error = ((x - sae(x).reconstruction) ** 2).sum()
     expected = error / ((x - x.mean(0)) ** 2).sum()
@@ -144,3 +145,30 @@ def test_k_above_the_number_of_features_is_refused() -> None:
         TopKConfig(k=0)
     with pytest.raises(ConfigError, match="must not be negative"):
         TopKConfig(aux_k=-1)
+
+
+def test_multi_topk_adds_an_eighth_of_the_error_at_the_larger_k(x_nd: Tensor, step: Callable) -> None:
+    """L(k) + L(4k)/8 (Gao et al. 2024, app. A.5)."""
+    sae = make(x_nd, multi_k=12)
+    x = x_nd.double()
+    errors = []
+    for k in (3, 12):
+        codes = keep_largest(pre_activations(sae, x_nd), k)
+        errors.append(((x - codes @ sae.dictionary - sae.offset) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+    losses = sae.step_losses(x, step(sae))
+    torch.testing.assert_close(losses.total, errors[0] + errors[1] / 8, rtol=1e-6, atol=0)
+    assert float(losses.named["l0"]) <= 3
+    assert (sae.encode(x) != 0).sum(1).max() <= 3
+
+
+@pytest.mark.parametrize("multi_k", [3, 2])
+def test_the_second_k_must_be_larger(multi_k: int) -> None:
+    with pytest.raises(ConfigError, match=rf"sae\.multi_k={multi_k} must be larger than sae\.k=3"):
+        TopKConfig(k=3, multi_k=multi_k)
+
+
+def test_k_is_larger_while_it_is_annealed(x_nd: Tensor, step: Callable) -> None:
+    sae = make(x_nd)
+    annealed = step(sae)._replace(k_factor=2.0)
+    codes = keep_largest(pre_activations(sae, x_nd), 6)
+    assert float(sae.step_losses(x_nd.double(), annealed).named["l0"]) == float((codes > 0).sum(1).double().mean())

@@ -18,8 +18,11 @@ from mis_lab.core.seeding import generator
 from mis_lab.sae import io
 from mis_lab.sae.base import Losses, Sae, StepInfo
 from mis_lab.sae.checkpoint import CHECKPOINT
-from mis_lab.sae.config import ReluConfig, SaeConfig, SaeOptimizer, TopKConfig, TrainerConfig
-from mis_lab.sae.train import LOSSES, Training, learning_rate, sparsity_factor, train
+from mis_lab.sae.config import ReluConfig, SaeConfig, TopKConfig
+from mis_lab.sae.schedules import sparsity_factor
+from mis_lab.sae.train import FEATURES, LOSSES, train
+from mis_lab.sae.trainer_config import SaeOptimizer, TrainerConfig
+from mis_lab.sae.training import Training
 
 SAES: dict[str, SaeConfig] = {
     "relu": ReluConfig(n_features=24, l1=0.1),
@@ -44,30 +47,6 @@ def killed_at(step: int) -> Callable[[Mapping[str, float], int], None]:
             raise Killed
 
     return log
-
-
-# Schedules
-
-
-def test_learning_rate_rises_stays_and_falls() -> None:
-    config = TrainerConfig(n_vectors=1000, batch_size=10, lr=2.0, lr_features=0, warmup=0.1, decay=0.2)
-    rates = [learning_rate(config, 7, step) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
-    assert rates[10:80] == [2.0] * 70
-    assert rates[80:] == pytest.approx([0.1 * (100 - step) for step in range(80, 100)])
-    flat = replace(config, warmup=0.0, decay=0.0)
-    assert [learning_rate(flat, 7, step) for step in (0, 50, 99)] == [2.0] * 3
-
-
-def test_learning_rate_falls_with_the_root_of_the_number_of_features() -> None:
-    config = TrainerConfig(n_vectors=1000, batch_size=10, lr=1.0, lr_features=256)
-    assert [learning_rate(config, n, 50) for n in (64, 256, 1024)] == [2.0, 1.0, 0.5]
-
-
-def test_sparsity_rises_from_nothing_to_all() -> None:
-    config = TrainerConfig(n_vectors=1000, batch_size=10, sparsity_warmup=0.1)
-    assert [sparsity_factor(config, step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
-    assert sparsity_factor(replace(config, sparsity_warmup=0.0), 0) == 1.0
 
 
 def test_budget_in_steps() -> None:
@@ -183,28 +162,6 @@ def test_adam_step_is_adams(vectors: Callable) -> None:
     torch.testing.assert_close(dict(one.named_parameters()), dict(other.named_parameters()))
 
 
-def test_several_saes_share_one_pass(vectors: Callable, tmp_path: Path) -> None:
-    """What the many-in-one-pass trainer rests on: a Training is all the state there is."""
-    alone = {}
-    for name, config in SAES.items():
-        sae = build(config, width=8)
-        train(sae, vectors(), CONFIG, 0, tmp_path / name, quiet)
-        alone[name] = sae.state_dict()
-    loader = vectors()
-    together = {}
-    for name, config in SAES.items():
-        sae = build(config, width=8)
-        sae.initialise(loader.sample(512), generator(0, "sae", "atoms"))
-        together[name] = Training(sae, CONFIG)
-    for number in range(CONFIG.n_steps):
-        x_bd = loader.batch(number)
-        for training in together.values():
-            training.advance(x_bd)
-    for name, training in together.items():
-        for key, tensor in training.sae.state_dict().items():
-            assert torch.equal(tensor, alone[name][key]), (name, key)
-
-
 # Runs
 
 
@@ -213,7 +170,7 @@ def test_a_run_leaves_sae_and_curves_and_no_checkpoint(vectors: Callable, tmp_pa
     sae = build(SAES["topk"], width=8)
     config = replace(CONFIG, log_steps=10)
     summary = train(sae, vectors(), config, 0, tmp_path, lambda numbers, step: logged.append((step, dict(numbers))))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOSSES, "sae.json", "sae.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FEATURES, LOSSES, "sae.json", "sae.safetensors"]
     assert [step for step, _ in logged] == [0, 10, 20, 23]
     assert set(logged[0][1]) == {"loss", "fvu", "l0", "aux", "gradient_norm", "learning_rate", "dead_share"}
     assert summary.history["step"] == [0, 10, 20, 23]

@@ -1,0 +1,162 @@
+"""Stage ``evaluate``: how good the SAE of a site is, and what its features and the site's neurons are like.
+
+Where images have no labels, the network's own predictions stand for classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mis_lab.activations.units import Neurons, UnitSource
+from mis_lab.core.files import write_json
+from mis_lab.core.keys import plain
+from mis_lab.core.records import write_record
+from mis_lab.core.store import Artifact, Recipe
+from mis_lab.core.tensors import read_tensors, write_tensors
+from mis_lab.dataset.loading import batches
+from mis_lab.model.capture import predictions
+from mis_lab.pipeline.activations import activations, read, recipes
+from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
+from mis_lab.pipeline.saes import load_earlier, sae
+from mis_lab.sae import io as sae_io
+from mis_lab.sae.amortisation import amortisation_gap
+from mis_lab.sae.base import Autoencoder, Sae
+from mis_lab.sae.evaluate import evaluate_reconstruction
+from mis_lab.sae.geometry import geometry
+from mis_lab.sae.selectivity import count_classes, selectivity
+from mis_lab.sae.splice import evaluate_splice
+from mis_lab.sae.thesis_metrics import evaluate_as_thesis
+from mis_lab.sae.units import Features
+
+SPLICE, THESIS, SEARCH = "splice.json", "thesis.json", "search.json"
+GEOMETRY, SELECTIVITY, CLASSES = "geometry", "selectivity", "classes.safetensors"
+PARTS = {"seen": False, "held_out": True}  # of the split score: whether its groups are held out
+
+
+def predicted(lab: Lab) -> Artifact:
+    """The network's top class of every image of the split ``score``."""
+    dataset, model = lab.data["score"], lab.config.model
+    recipe = Recipe(
+        "predictions",
+        VERSIONS["predictions"],
+        {"network": model.network, "input": plain(model.input)},
+        {"weights": lab.model.fingerprint, "data": dataset.fingerprint},
+        label=f"{model.name} on {dataset.name}/score",
+    )
+
+    def build(folder: Path) -> None:
+        config = lab.config.activations
+        found = [
+            predictions(lab.model, batch.images_bchw).argmax(1).cpu()
+            for batch in batches(dataset, lab.model.transform, config.batch_size, config.workers)
+        ]
+        write_tensors(folder / CLASSES, {"class_n": torch.cat(found)})
+        write_json(folder / SUMMARY, {"n_images": len(dataset), "n_classes": len(torch.cat(found).unique())})
+
+    return lab.store.get(recipe, build)
+
+
+def is_labelled(lab: Lab) -> bool:
+    """Whether every image of the split ``score`` has a label."""
+    return min(lab.data["score"].labels) >= 0
+
+
+def classes(lab: Lab) -> Tensor:
+    """(n images of the split score,) int64: the labels, or where an image has none, the network's predictions."""
+    if is_labelled(lab):
+        return torch.tensor(lab.data["score"].labels)
+    return read_tensors(predicted(lab).path / CLASSES)["class_n"]
+
+
+def evaluate(lab: Lab, site: str) -> Artifact:
+    """Stage ``evaluate``: reconstruction, sparsity and the cost of splicing the SAE in, on the split ``score``, on
+    groups the SAE was trained on (``seen``) and on held-out ones; how selective features and neurons are for classes,
+    over all of it; the geometry of the dictionary."""
+    stored, trained = activations(lab, "score")[site], sae(lab, site)
+    recipe = Recipe(
+        "evaluate",
+        VERSIONS["evaluate"],
+        {"held_out": sorted(lab.held_out), "evaluate": plain(lab.config.evaluate)},
+        {"activations": stored.key, "sae": trained.key, "train": recipes(lab, "train")[site].key}
+        | ({} if is_labelled(lab) else {"predictions": predicted(lab).key}),
+        label=f"{lab.config.sae.name} at {site}",
+    )
+
+    def build(folder: Path) -> None:
+        autoencoder = sae_io.load(trained.path).to(lab.device)
+        scored = read(lab, "score", site, load_earlier(lab, site))
+        mean_d = read(lab, "train", site).moments.mean.float()
+        numbers: dict[str, Any] = {}
+        for part, held_out in PARTS.items():
+            if chosen := lab.images("score", held_out):
+                told = _quality(lab, autoencoder, scored, mean_d, chosen, folder / part)
+                numbers |= {f"{part}/{name}": value for name, value in told.items()}
+        numbers |= _selectivity(lab, autoencoder, scored, folder)
+        if isinstance(autoencoder, Sae):
+            shape = geometry(autoencoder.dictionary)
+            write_record(folder, GEOMETRY, shape)
+            numbers |= {
+                f"geometry/{name}": getattr(shape, name)
+                for name in ("features_per_dimension", "effective_rank", "participation_ratio", "coherence")
+            }
+        write_json(folder / SUMMARY, numbers)
+
+    return lab.store.get(recipe, build)
+
+
+def _quality(
+    lab: Lab, autoencoder: Autoencoder, scored: Any, mean_d: Tensor, chosen: list[int], folder: Path
+) -> dict[str, float]:
+    """Everything about some images: right formulas, the thesis' own, the cost of splicing, search for better codes."""
+    config = lab.config
+    quality = evaluate_reconstruction(autoencoder, scored, chosen)
+    quality.write(folder)
+    thesis = evaluate_as_thesis(autoencoder, scored, chosen).numbers()
+    write_json(folder / THESIS, thesis)
+    splice = evaluate_splice(
+        lab.model,
+        scored.site,
+        autoencoder,
+        lab.data["score"],
+        mean_d,
+        chosen,
+        config.activations.batch_size,
+        config.activations.workers,
+    )
+    write_json(folder / SPLICE, asdict(splice))
+    numbers = quality.numbers() | {name: value for name, value in asdict(splice).items() if isinstance(value, float)}
+    numbers |= {f"thesis/{name}": value for name, value in thesis.items()}
+    if config.evaluate.search_images and isinstance(autoencoder, Sae):
+        found = amortisation_gap(autoencoder, scored, chosen[: config.evaluate.search_images])
+        write_json(folder / SEARCH, asdict(found))
+        numbers["amortisation_gap"] = found.gap
+    return numbers
+
+
+def _selectivity(lab: Lab, autoencoder: Autoencoder, scored: Any, folder: Path) -> dict[str, float]:
+    """How features and neurons divide themselves among classes, over all images of the split."""
+    present, class_n = classes(lab).unique(return_inverse=True)
+    sources: dict[str, UnitSource] = {"feature": Features(autoencoder), "neuron": Neurons(scored.width)}
+    numbers = {}
+    for kind, source in sources.items():
+        found = selectivity(
+            count_classes(
+                scored,
+                source,
+                class_n,
+                len(present),
+                threshold=lab.config.evaluate.class_threshold,
+                image_activation=lab.config.mis.image_activation,
+                device=lab.device,
+            )
+        )
+        write_record(folder, f"{SELECTIVITY}_{kind}", found)
+        numbers[f"{SELECTIVITY}/{kind}/active_classes"] = found.active_classes_mean
+        for name in ("entropy_u", "gini_u", "top_share_u"):
+            numbers[f"{SELECTIVITY}/{kind}/{name.removesuffix('_u')}"] = float(getattr(found, name).nanmean())
+    return numbers

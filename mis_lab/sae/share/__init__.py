@@ -1,0 +1,1 @@
+"""SAEs for others: exported with a model card, taken over from other libraries, pushed to and pulled from a hub."""

@@ -1,0 +1,229 @@
+"""Every benchmark explains itself, and the parts of the SAE benchmarks that need no other library work."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mis_lab.sae.evaluate import evaluate_reconstruction
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SAE = BENCHMARKS / "sae"
+SCRIPTS = [path for path in sorted(BENCHMARKS.rglob("*.py")) if "ArgumentParser(" in path.read_text(encoding="utf-8")]
+TINY = ["--width", "8", "--features", "16", "--batch", "32", "--k", "2"]
+
+
+@contextlib.contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Modules in `folder` can be imported as the scripts there do; gone again afterwards, and threads as before."""
+    names, threads = [path.stem for path in folder.glob("*.py")], torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        for name in names:
+            patch.delitem(sys.modules, name, raising=False)
+        yield
+        for name in names:
+            sys.modules.pop(name, None)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sae() -> Iterator[Callable[[str], Any]]:
+    """Imports a module of benchmarks/sae."""
+    with importable(SAE):
+        yield importlib.import_module
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(BENCHMARKS)))
+def test_a_benchmark_explains_itself(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with importable(script.parent), pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+# ---- measure
+
+
+def test_allocator_peak_is_what_is_alive_at_once(sae: Callable[[str], Any]) -> None:
+    def work() -> None:
+        first = torch.empty(3 * 2**18)
+        second = torch.empty(2 * 2**18)
+        del first
+        third = torch.empty(1 * 2**18)
+        del second, third
+
+    assert sae("measure").allocator_peak(work) == pytest.approx(5.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "limit", "goal", "verdict"),
+    [
+        (2.0, ">=", 1.0, 3.0, "PASS"),
+        (3.0, ">=", 1.0, 3.0, "PASS, goal reached"),
+        (0.9, ">=", 1.0, None, "FAIL"),
+        (0.9, "<=", 1.0, None, "PASS"),
+        (1.1, "<=", 1.0, 0.5, "FAIL"),
+        (None, "<=", 1.0, 0.5, "NOT MEASURED"),
+    ],
+)
+def test_a_gate_says_whether_it_holds(
+    sae: Callable[[str], Any], value: float | None, sign: str, limit: float, goal: float | None, verdict: str
+) -> None:
+    assert sae("measure").Gate("x", value, sign, limit, goal).verdict == verdict
+
+
+# ---- the known dictionary
+
+
+def test_synthetic_vectors_are_those_of_the_protocol(sae: Callable[[str], Any]) -> None:
+    synthetic = sae("synthetic")
+    source = synthetic.Synthetic(5, 3.0)
+    truth = torch.Generator().manual_seed(105)
+    atoms = torch.randn(256, 64, generator=truth)
+    atoms = atoms / atoms.norm(dim=1, keepdim=True)
+    constant = torch.randn(64, generator=truth)
+    constant = 3.0 * constant / constant.norm()
+    rates = 1 / (torch.arange(256) + 10)
+    rates = 6 * rates / rates.sum()
+    stream = torch.Generator().manual_seed(12)
+    for step in range(2):
+        fires = torch.rand(512, 256, generator=stream) < rates
+        codes = fires * (1 + 0.2 * torch.randn(512, 256, generator=stream)).abs()
+        torch.testing.assert_close(source.batch(step), codes @ atoms + constant)
+    assert float(rates.max() / rates.min()) == pytest.approx(26.5, rel=1e-4)
+    unequal = synthetic.rates(synthetic.UNEQUAL)
+    assert float(unequal.sum()) == pytest.approx(6.0, rel=1e-5)
+    assert float(unequal.max() / unequal.min()) == pytest.approx(2650, rel=1e-3)
+    assert float(unequal.max()) < 1
+
+
+def test_the_true_dictionary_is_recovered(sae: Callable[[str], Any]) -> None:
+    synthetic = sae("synthetic")
+    source = synthetic.Synthetic(0, 0.0)
+    shuffled = torch.cat([-2 * source.atoms_td[torch.randperm(256, generator=torch.Generator().manual_seed(0))]] * 2)
+    mcc, recovered = synthetic.match(source.atoms_td, shuffled)
+    assert mcc == pytest.approx(1.0, abs=1e-5)
+    assert recovered == 0.0, "a reversed feature is matched, not recovered"
+
+
+def test_quality_is_that_of_the_evaluation(sae: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic, ours = sae("synthetic"), sae("ours")
+    monkeypatch.setattr(synthetic, "N_HELD_OUT", 500)
+    from mis_lab.core.build import build
+    from mis_lab.core.seeding import generator
+    from mis_lab.core.statistics import Moments
+
+    source = synthetic.Synthetic(1, 3.0)
+    model = build(ours.recipe("topk", *ours.sizes("topk", 32, 4)).sae, width=64)
+    model.initialise(source.sample(200), generator(0, "atoms"))
+    quality = synthetic.judge(source, model.dictionary.detach(), model.encode, model.decode)
+
+    class Stored:
+        n_images, n_positions, groups = 500, 1, ["all"] * 500
+        x = source.held_out().unsqueeze(1)
+        moments = Moments()
+
+        def take(self, indices: Any) -> torch.Tensor:
+            return self.x[list(indices)]
+
+    Stored.moments.update(Stored.x.squeeze(1))
+    expected = evaluate_reconstruction(model, Stored())
+    assert quality.fvu == pytest.approx(expected.fvu, rel=1e-4)
+    assert quality.l0 == pytest.approx(expected.l0)
+    assert quality.dead == pytest.approx(expected.dead_share)
+
+
+# ---- the benchmarks, small
+
+
+def test_every_architecture_has_a_preset(sae: Callable[[str], Any]) -> None:
+    ours = sae("ours")
+    assert ours.available() == [*ours.ARCHITECTURES]
+    for name, architecture in ours.ARCHITECTURES.items():
+        run = ours.recipe(name, *ours.sizes(name, 32, 3))
+        assert run.sae.n_features == 32
+        assert not architecture.has_k or run.sae.k == 3
+        assert not architecture.penalty or getattr(run.sae, architecture.penalty) > 0
+
+
+def test_step_measures_ours(sae: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "step.json"
+    sae("step").main([*TINY, "--ours", "--seeds", "0", "--rounds", "1", "--out", str(out)])
+    printed = capsys.readouterr().out
+    seconds = json.loads(out.read_text(encoding="utf-8"))["seconds"]
+    assert {f"mis_lab/{name}" for name in sae("ours").ARCHITECTURES} < {*seconds}
+    assert all(name in printed for name in seconds)
+    assert "NOT MEASURED" in printed, "gates against other libraries need them"
+
+
+def test_together_measures_a_gain(sae: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    gates = sae("together").main([*TINY, "--steps", "4", "--saes", "2", "--rounds", "1", "--ratios", "1"])
+    assert gates[0].value > 0
+    assert "÷ ideal" in capsys.readouterr().out
+
+
+def test_recovery_judges_ours(
+    sae: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recovery, synthetic = sae("recovery"), sae("synthetic")
+    monkeypatch.setattr(recovery, "N_STEPS", 2)
+    monkeypatch.setattr(synthetic, "N_HELD_OUT", 100)
+    gates = recovery.main(["--seeds", "0", "--only", "mis_lab/topk", "mis_lab/relu"])
+    measured = {gate.what for gate in gates if gate.value is not None}
+    assert "topk MCC" in measured
+    assert "relu MCC moved by the offset" in measured
+    recovery.main(["--seeds", "0", "--offsets", "0", "--only", "mis_lab/jump_relu", "--protocol", "unequal"])
+    assert "unequal, 2k" in capsys.readouterr().out
+
+
+def test_the_worst_offset_counts(sae: Callable[[str], Any]) -> None:
+    recovery, quality = sae("recovery"), sae("synthetic").Quality
+    runs = [
+        recovery.Run("mis_lab/topk", "standard", offset, seed, 1.0, quality(mcc, 1.0, 0.1, 6.0, dead))
+        for offset, seed, mcc, dead in [
+            (0.0, 0, 0.97, 0.0),
+            (0.0, 1, 0.99, 0.0),
+            (3.0, 0, 0.93, 0.04),
+            (3.0, 1, 0.95, 0.04),
+        ]
+    ]
+    verdicts = {gate.what: gate for gate in recovery.gates(runs)}
+    assert verdicts["topk MCC"].value == pytest.approx(0.94)
+    assert verdicts["topk MCC"].verdict == "FAIL"
+    assert verdicts["topk dead"].verdict == "FAIL"
+    assert verdicts["topk MCC moved by the offset"].value == pytest.approx(0.04)
+    assert verdicts["relu MCC"].verdict == "NOT MEASURED"
+
+
+# ---- other libraries
+
+
+def test_a_missing_library_is_named(sae: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = sae("peer")
+    monkeypatch.setattr(peer, "LIBRARIES", {"overcomplete": "no_such_library_anywhere"})
+    peer._imported.cache_clear()
+    assert "no_such_library_anywhere" in peer.missing()["overcomplete"]
+    names = sae("peers").usable()
+    assert not any(name.startswith("overcomplete/") for name in names)
+    peer._imported.cache_clear()
+
+
+def test_every_peer_says_what_it_is(sae: Callable[[str], Any]) -> None:
+    peers, libraries = sae("peers").PEERS, sae("peer").LIBRARIES
+    assert {name.partition("/")[0] for name in peers} == {*libraries}
+    architectures = {name.partition("/")[2].partition(":")[0] for name in peers}
+    assert architectures <= {*sae("ours").ARCHITECTURES}
+    assert {*sae("recovery").PENALTIES} == {name for name, each in peers.items() if each.penalised}
