@@ -208,6 +208,30 @@ def test_the_worst_offset_counts(sae: Callable[[str], Any]) -> None:
     assert verdicts["relu MCC"].verdict == "NOT MEASURED"
 
 
+def test_pareto_reads_runs(sae: Callable[[str], Any], tmp_path: Path) -> None:
+    pareto = sae("pareto")
+    sites = ["a", "b"]
+    for k in (8, 16):
+        for seed in range(3):
+            numbers = {"l0": k - 0.1 * seed, "fvu": 1 / k + 0.01 * seed, "recovered_mean": None if k == 8 else 0.9}
+            numbers["dead_share"] = 0.0
+            result = {
+                "seed": seed,
+                "config": {"sae": {"name": "topk", "k": k}, "model": {"sites": sites}},
+                "metrics": {f"evaluate/{site}/held_out/{name}": x for site in sites for name, x in numbers.items()},
+            }
+            folder = tmp_path / "runs" / f"{k}-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    points = pareto.read(tmp_path / "runs")
+    assert len(points) == 12
+    first = pareto.rows(points)[0]
+    assert first[:5] == ["a", "topk", "k 8", "3", "7.9 (7.8 to 8.0)"]
+    assert first[6] == "", "no value where a seed has none"
+    pareto.figure(points, tmp_path / "pareto.svg")
+    assert "FVU at a" in (tmp_path / "pareto.svg").read_text(encoding="utf-8")
+
+
 # ---- other libraries
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from mis_lab.activations.extract import extract
 from mis_lab.activations.live import LiveActivations
+from mis_lab.activations.paired import PairedActivations
 from mis_lab.activations.shards import StoredActivations
+from mis_lab.core.errors import ConfigError
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
@@ -16,7 +18,7 @@ from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.sae.base import Autoencoder
 from mis_lab.sae.splice import replacement
 
-Activations = StoredActivations | LiveActivations
+Activations = StoredActivations | LiveActivations | PairedActivations
 
 
 def recipes(lab: Lab, split: str) -> dict[str, Recipe]:
@@ -67,3 +69,16 @@ def read(lab: Lab, split: str, site: str, earlier: Mapping[str, Autoencoder] | N
     resolved = {found.path: found for found in resolve_sites(lab.model, lab.sites, model.layout, model.tokens)}
     replaced = {resolved[path]: replacement(sae) for path, sae in (earlier or {}).items()}
     return LiveActivations(lab.model, lab.data[split], resolved[site], config.batch_size, config.workers, replaced)
+
+
+def read_for_sae(lab: Lab, split: str, site: str, earlier: Mapping[str, Autoencoder] | None = None) -> Activations:
+    """What the SAE of a site learns from and is judged on: its site's activations, for a transcoder those of both."""
+    source = lab.reads(site)
+    if source == site:
+        return read(lab, split, site, earlier)
+    if earlier or lab.config.activations.live:
+        raise ConfigError(
+            "transcoders learn from stored activations", fix="Leave out activations.live and trainer.stacked."
+        )
+    stored = activations(lab, split)
+    return PairedActivations(StoredActivations(stored[source].path), StoredActivations(stored[site].path))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mis_lab.activations.paired import PairedActivations
 from mis_lab.activations.units import Neurons, UnitSource
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
@@ -20,7 +21,7 @@ from mis_lab.core.store import Artifact, Recipe
 from mis_lab.core.tensors import read_tensors, write_tensors
 from mis_lab.dataset.loading import batches
 from mis_lab.model.capture import predictions
-from mis_lab.pipeline.activations import activations, read, recipes
+from mis_lab.pipeline.activations import activations, read, read_for_sae, recipes
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_earlier, sae
 from mis_lab.sae import io as sae_io
@@ -29,7 +30,7 @@ from mis_lab.sae.base import Autoencoder, Sae
 from mis_lab.sae.evaluate import evaluate_reconstruction
 from mis_lab.sae.geometry import geometry
 from mis_lab.sae.selectivity import count_classes, selectivity
-from mis_lab.sae.splice import evaluate_splice
+from mis_lab.sae.splice import Splice, evaluate_splice
 from mis_lab.sae.thesis_metrics import evaluate_as_thesis
 from mis_lab.sae.units import Features
 
@@ -83,20 +84,21 @@ def evaluate(lab: Lab, site: str) -> Artifact:
         VERSIONS["evaluate"],
         {"held_out": sorted(lab.held_out), "evaluate": plain(lab.config.evaluate)},
         {"activations": stored.key, "sae": trained.key, "train": recipes(lab, "train")[site].key}
+        | {"source": activations(lab, "score")[lab.reads(site)].key}
         | ({} if is_labelled(lab) else {"predictions": predicted(lab).key}),
         label=f"{lab.config.sae.name} at {site}",
     )
 
     def build(folder: Path) -> None:
         autoencoder = sae_io.load(trained.path).to(lab.device)
-        scored = read(lab, "score", site, load_earlier(lab, site))
+        scored = read_for_sae(lab, "score", site, load_earlier(lab, site))
         mean_d = read(lab, "train", site).moments.mean.float()
         numbers: dict[str, Any] = {}
         for part, held_out in PARTS.items():
             if chosen := lab.images("score", held_out):
                 told = _quality(lab, autoencoder, scored, mean_d, chosen, folder / part)
                 numbers |= {f"{part}/{name}": value for name, value in told.items()}
-        numbers |= _selectivity(lab, autoencoder, scored, folder)
+        numbers |= _selectivity(lab, site, autoencoder, folder)
         if isinstance(autoencoder, Sae):
             shape = geometry(autoencoder.dictionary)
             write_record(folder, GEOMETRY, shape)
@@ -121,7 +123,7 @@ def _quality(
     splice = evaluate_splice(
         lab.model,
         scored.site,
-        autoencoder,
+        Splice(autoencoder, scored.source.site) if isinstance(scored, PairedActivations) else autoencoder,
         lab.data["score"],
         mean_d,
         chosen,
@@ -138,15 +140,19 @@ def _quality(
     return numbers
 
 
-def _selectivity(lab: Lab, autoencoder: Autoencoder, scored: Any, folder: Path) -> dict[str, float]:
+def _selectivity(lab: Lab, site: str, autoencoder: Autoencoder, folder: Path) -> dict[str, float]:
     """How features and neurons divide themselves among classes, over all images of the split."""
     present, class_n = classes(lab).unique(return_inverse=True)
-    sources: dict[str, UnitSource] = {"feature": Features(autoencoder), "neuron": Neurons(scored.width)}
+    encoded, neurons = read(lab, "score", lab.reads(site), load_earlier(lab, site)), read(lab, "score", site)
+    sources: dict[str, tuple[Any, UnitSource]] = {
+        "feature": (encoded, Features(autoencoder)),
+        "neuron": (neurons, Neurons(neurons.width)),
+    }
     numbers = {}
-    for kind, source in sources.items():
+    for kind, (stored, source) in sources.items():
         found = selectivity(
             count_classes(
-                scored,
+                stored,
                 source,
                 class_n,
                 len(present),

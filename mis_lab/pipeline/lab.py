@@ -25,6 +25,7 @@ from mis_lab.metric.embedding import PooledFeatures
 from mis_lab.metric.load import load_metric
 from mis_lab.model.load import LoadedModel, build_network, load_model
 from mis_lab.model.train import evaluate_classifier, train_classifier
+from mis_lab.sae.further_config import TranscoderConfig
 
 SUMMARY, WEIGHTS = "summary.json", "weights.safetensors"
 # Raised by hand when a stage's results change for the same configuration.
@@ -75,8 +76,13 @@ class Lab:
 
     @property
     def sites(self) -> list[str]:
-        """Every site whose activations the run needs."""
-        return self.config.model.sites
+        """Every site whose activations the run needs: those of the model, and what transcoders read."""
+        sites = self.config.model.sites
+        return list(dict.fromkeys([*sites, *(self.reads(site) for site in sites)]))
+
+    def reads(self, site: str) -> str:
+        """The site whose vectors the SAE of `site` encodes: itself, unless it is a transcoder."""
+        return self.config.sae.source_of(site) if isinstance(self.config.sae, TranscoderConfig) else site
 
     @property
     def has_sae(self) -> bool:

@@ -11,28 +11,34 @@ import yaml
 from mis_lab import __version__
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.config import Stage
+from mis_lab.core.errors import ConfigError
 from mis_lab.core.files import read_json, write_json
 from mis_lab.core.keys import plain
+from mis_lab.core.records import read_record
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
-from mis_lab.pipeline.evaluation import PARTS, SPLICE
+from mis_lab.pipeline.evaluation import GEOMETRY, PARTS, SELECTIVITY, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
 from mis_lab.pipeline.stages import COMPARISONS, kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
-from mis_lab.report.collect import SaeResults, Sources, collect
+from mis_lab.report.collect import Sources, collect
 from mis_lab.report.data import MisSettings
 from mis_lab.report.figures import write_figures
 from mis_lab.report.page import write_report
+from mis_lab.report.sae_collect import SaeResults
 from mis_lab.sae import io as sae_io
 from mis_lab.sae.evaluate import ReconstructionQuality
+from mis_lab.sae.geometry import Geometry, geometry, weight_directions
+from mis_lab.sae.selectivity import Selectivity
 from mis_lab.sae.splice import SpliceQuality
 from mis_lab.tracking.tracker import Tracker
 
 PAGE, FIGURES = "report.html", "figures.json"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+MOST_WEIGHTS = 4_000_000  # of a layer whose directions are looked at: more take minutes
 
 
 def report(lab: Lab, made: Mapping[str, Artifact]) -> Artifact:
@@ -82,7 +88,7 @@ def sources(lab: Lab, made: Mapping[str, Artifact]) -> Sources:
         },
         image_activation=config.mis.image_activation,
         saes={
-            site: _sae(made[f"sae/{site}"].path, made[f"evaluate/{site}"].path)
+            site: _sae(lab, site, made[f"sae/{site}"].path, made[f"evaluate/{site}"].path)
             for site in sites
             if f"evaluate/{site}" in made
         },
@@ -111,7 +117,7 @@ def _run(lab: Lab, made: Mapping[str, Artifact]) -> RunSummary:
     )
 
 
-def _sae(trained: Path, evaluated: Path) -> SaeResults:
+def _sae(lab: Lab, site: str, trained: Path, evaluated: Path) -> SaeResults:
     parts = [part for part in PARTS if (evaluated / part).exists()]
     qualities = {part: ReconstructionQuality.read(evaluated / part) for part in parts}
     return SaeResults(
@@ -121,7 +127,27 @@ def _sae(trained: Path, evaluated: Path) -> SaeResults:
         seen=qualities["seen"],
         held_out=qualities.get("held_out"),
         splice=SpliceQuality(**read_json(evaluated / parts[-1] / SPLICE)),
+        selectivity={
+            kind: read_record(Selectivity, evaluated, f"{SELECTIVITY}_{kind}")
+            for kind in ("feature", "neuron")
+            if (evaluated / f"{SELECTIVITY}_{kind}.json").exists()
+        },
+        geometry=read_record(Geometry, evaluated, GEOMETRY) if (evaluated / f"{GEOMETRY}.json").exists() else None,
+        weights=_weights(lab, site),
     )
+
+
+def _weights(lab: Lab, site: str) -> Geometry | None:
+    """Geometry of the directions that the site's own layer reads; None where it is no layer with weights, or a huge
+    one."""
+    module = dict(lab.model.module.named_modules()).get(site)
+    if module is None:
+        return None
+    try:
+        directions_fd = weight_directions(module)
+    except ConfigError:
+        return None
+    return geometry(directions_fd) if directions_fd.numel() <= MOST_WEIGHTS else None
 
 
 def _settings(lab: Lab, scores: UnitScores) -> MisSettings:

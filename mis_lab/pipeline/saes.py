@@ -15,11 +15,12 @@ from mis_lab.core.build import build as build_object
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
-from mis_lab.pipeline.activations import read, recipes
+from mis_lab.pipeline.activations import read_for_sae, recipes
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.together import siblings
 from mis_lab.sae import io as sae_io
 from mis_lab.sae.base import Autoencoder
+from mis_lab.sae.further_config import ConvConfig, TranscoderConfig
 from mis_lab.sae.train import Job, train_together
 
 N_MONITOR = 8192  # held-out vectors that an SAE is evaluated on in the course of training
@@ -44,6 +45,8 @@ def sae(lab: Lab, site: str) -> Artifact:
 
 def _recipe(lab: Lab, site: str, config: RunConfig) -> Recipe:
     inputs = {"activations": recipes(lab, "train")[site].key, "held_out": recipes(lab, "score")[site].key}
+    if (source := lab.reads(site)) != site:
+        inputs["source"] = recipes(lab, "train")[source].key
     return Recipe(
         "sae",
         VERSIONS["sae"],
@@ -76,17 +79,25 @@ def load_earlier(lab: Lab, site: str) -> dict[str, Autoencoder]:
 
 def _train(lab: Lab, site: str, configs: Mapping[Path, RunConfig]) -> None:
     earlier, trainer = load_earlier(lab, site), lab.config.trainer
-    stored = read(lab, "train", site, earlier)
+    stored = read_for_sae(lab, "train", site, earlier)
     autoencoders = {folder: _built(config, stored).to(lab.device) for folder, config in configs.items()}
+
+    whole_images = next(iter(autoencoders.values())).reads_maps
 
     def loader(vectors: Any, images: list[int]) -> VectorLoader:
         return VectorLoader(
-            vectors, trainer.batch_size, trainer.order_seed, images, lab.config.activations.memory_mib, lab.device
+            vectors,
+            trainer.batch_size,
+            trainer.order_seed,
+            images,
+            lab.config.activations.memory_mib,
+            lab.device,
+            whole_images,
         )
 
     held_out_nd: Tensor | None = None
     if trainer.n_evaluations and (images := lab.images("score", held_out=True)):
-        held_out_nd = loader(read(lab, "score", site, earlier), images).sample(N_MONITOR)
+        held_out_nd = loader(read_for_sae(lab, "score", site, earlier), images).sample(N_MONITOR)
     jobs = [
         Job(
             autoencoders[folder],
@@ -105,6 +116,11 @@ def _train(lab: Lab, site: str, configs: Mapping[Path, RunConfig]) -> None:
 
 
 def _built(config: RunConfig, stored: Any) -> Autoencoder:
+    """The SAE of a configuration for these activations, with what its architecture needs to know of the site."""
+    if isinstance(config.sae, ConvConfig):
+        return build_object(config.sae, width=stored.width, grid=stored.site.grid)
+    if isinstance(config.sae, TranscoderConfig):
+        return build_object(config.sae, width=stored.source.width, width_out=stored.target.width)
     return build_object(config.sae, width=stored.width)
 
 

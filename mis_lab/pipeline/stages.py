@@ -15,6 +15,7 @@ from mis_lab.activations.units import Neurons, RandomDirections, UnitSource
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.config import Stage
+from mis_lab.core.errors import ConfigError
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
@@ -27,6 +28,7 @@ from mis_lab.pipeline.evaluation import evaluate, is_labelled, predicted
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_saes, sae
 from mis_lab.sae import io as sae_io
+from mis_lab.sae.further_config import ConvConfig, TranscoderConfig
 from mis_lab.sae.units import Features
 
 COMPARISONS = "comparisons.json"
@@ -61,8 +63,8 @@ def mis(lab: Lab, site: str, kind: str) -> Artifact:
 
     The control ``permuted`` is of features where there are any, else of neurons.
     """
-    stored, embedded = activations(lab, "score")[site], embedding(lab)
     from_sae = kind == "feature" or (kind == "permuted" and lab.has_sae)
+    stored, embedded = activations(lab, "score")[lab.reads(site) if from_sae else site], embedding(lab)
     config = lab.config
     scoring = plain(config.mis)
     for name in ("controls", *(() if kind in config.mis.controls else ("n_control_units",))):
@@ -155,6 +157,11 @@ def compare(lab: Lab) -> Artifact:
 def circuit(lab: Lab) -> Artifact:
     """Stage ``circuit``: found on the groups of ``score`` that are not held out, evaluated on those that are."""
     config = lab.config
+    if isinstance(config.sae, ConvConfig | TranscoderConfig):
+        raise ConfigError(
+            f"circuits need codes of single vectors and of the same site, which sae={config.sae.name} does not have",
+            fix="Leave the stage out: stages=[activations,sae,evaluate,mis,report].",
+        )
     saes = {site: sae(lab, site) for site in config.model.sites} if lab.has_sae else {}
     stored = activations(lab, "score")
     recipe = Recipe(

@@ -22,7 +22,6 @@ from mis_lab.activations.shards import StoredActivations
 from mis_lab.activations.units import Neurons, UnitSource, aggregate
 from mis_lab.circuit.circuit import ERROR
 from mis_lab.circuit.result import CircuitResult, KindResult
-from mis_lab.core.files import read_json
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
 from mis_lab.dataset.base import ImageDataset
@@ -41,32 +40,15 @@ from mis_lab.report.data import (
     KindScores,
     MisSettings,
     ReportData,
-    SiteSae,
     UnitCard,
     UnitImage,
     UnitScore,
 )
-from mis_lab.sae.base import Sae
-from mis_lab.sae.evaluate import ReconstructionQuality
-from mis_lab.sae.splice import SpliceQuality
-from mis_lab.sae.train import LOSSES
+from mis_lab.report.sae_collect import SaeResults, site_sae
 from mis_lab.sae.units import Features
 
 MOST_SCENES = 24  # on the contact sheet
 NODE_IMAGES = 4
-
-
-@dataclass(frozen=True)
-class SaeResults:
-    """What is known of the SAE of a site; `held_out` None without held-out groups, `splice` on the same images as it
-    (or as `seen`)."""
-
-    sae: Sae
-    folder: Path
-    n_vectors: int
-    seen: ReconstructionQuality
-    held_out: ReconstructionQuality | None
-    splice: SpliceQuality
 
 
 @dataclass(frozen=True)
@@ -114,7 +96,7 @@ def collect(sources: Sources, config: ReportConfig) -> ReportData:
             )
             for site, of in stored.items()
         ],
-        saes=[_sae(site, results) for site, results in sources.saes.items()],
+        saes=[site_sae(site, results) for site, results in sources.saes.items()],
         mis=sources.mis,
         scores=[_kind_scores(site, kind, scores) for (site, kind), scores in sources.scores.items()],
         units=[
@@ -198,30 +180,6 @@ def _dataset(sources: Sources) -> DatasetSummary:
             )
             for group in groups[:: -(-len(groups) // MOST_SCENES)]  # evenly spread, not the first class alone
         ],
-    )
-
-
-def _sae(site: str, results: SaeResults) -> SiteSae:
-    quality, splice = results.held_out or results.seen, results.splice
-    losses = read_json(results.folder / LOSSES)
-    return SiteSae(
-        site=site,
-        name=results.sae.config.name if hasattr(results.sae.config, "name") else type(results.sae).__name__,
-        n_features=results.sae.n_features,
-        n_vectors=results.n_vectors,
-        fvu=results.seen.fvu,
-        fvu_held_out=results.held_out.fvu if results.held_out else None,
-        l0=quality.l0,
-        dead_share=results.seen.dead_share,
-        ce_clean=splice.loss_original,
-        ce_spliced=splice.loss_spliced,
-        kl=splice.kl,
-        top1_agreement=splice.agreement,
-        loss_recovered_zero=splice.recovered_zero,
-        loss_recovered_mean=splice.recovered_mean,
-        evaluated_on=f"{splice.n_images} {'held-out ' if results.held_out else ''}images, target: the {splice.target}",
-        density_f=results.seen.density_f.numpy(),
-        loss_curve=(np.asarray(losses["step"]), np.asarray(losses["loss"])),
     )
 
 

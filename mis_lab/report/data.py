@@ -14,6 +14,7 @@ import numpy as np
 
 from mis_lab.core.intervals import Interval
 from mis_lab.report.about import DatasetSummary, ModelSummary, Picture, RunSummary, SiteSummary
+from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse
 
 MEASURES = ("soft", "hard", "delta_over_tau")
 PICKS = ("best", "random", "worst")
@@ -32,7 +33,10 @@ class SiteSae:
         loss_recovered_zero, loss_recovered_mean: against zero and mean ablation of the site.
         evaluated_on: which images the spliced numbers are from, in words.
         density_f: (F,) share of the vectors on which each feature fires.
-        loss_curve: (steps, losses) of the training.
+        course: of the training.
+        selectivity: of features and of neurons for classes.
+        superposition: ``dictionary`` of the SAE and, where the site is a layer with weights, its ``weights`` → how
+            these directions share space.
     """
 
     site: str
@@ -51,7 +55,9 @@ class SiteSae:
     loss_recovered_mean: float | None = None
     evaluated_on: str = ""
     density_f: np.ndarray | None = None
-    loss_curve: tuple[np.ndarray, np.ndarray] | None = None
+    course: TrainingCourse = field(default_factory=TrainingCourse)
+    selectivity: Sequence[ClassSelectivity] = ()
+    superposition: Mapping[str, Superposition] = field(default_factory=dict)
 
     @property
     def explained_variance(self) -> float:

@@ -1,4 +1,4 @@
-"""The page's charts: score distributions, differences with intervals, SAE density and loss, faithfulness."""
+"""The page's charts: score distributions, differences with intervals, SAE density, faithfulness."""
 
 # U units of a kind  F features  S circuit sizes
 
@@ -139,24 +139,6 @@ def density(sae: SiteSae) -> Markup:
     )
     svg.text(left + 14, height - bottom + 15, "0")
     svg.axis_label((left + width) / 2, height - 6, "density")
-    return svg.render()
-
-
-def loss(sae: SiteSae) -> Markup:
-    """Training loss against steps, logarithmic when it falls by more than a factor of five."""
-    steps, losses = (np.asarray(part, dtype=np.float64) for part in sae.loss_curve or ((), ()))
-    keep = np.isfinite(losses)
-    steps, losses = steps[keep], losses[keep]
-    width, height, left, bottom = 340, 180, 50, 40
-    svg = Svg(width, height, f"Training loss of the SAE at {sae.site}")
-    low, high = (float(losses.min()), float(losses.max())) if losses.size else (0.0, 1.0)
-    log = low > 0 and high > 5 * low
-    y = Scale(low if log else min(0.0, low), high, height - bottom, 12, log)
-    x = Scale(float(steps.min()) if steps.size else 0, float(steps.max()) if steps.size else 1, left, width - 14)
-    svg.y_axis(y, left, grid_to=width - 14, about=3)
-    svg.x_axis(x, height - bottom, about=4)
-    svg.path([(x(step), y(value)) for step, value in zip(steps, losses, strict=True)], "curve k-feature")
-    svg.axis_label((left + width) / 2, height - 6, "training_step")
     return svg.render()
 
 

@@ -20,6 +20,7 @@ class Entry:
         unit: what it is measured in.
         source: paper or package that defines it.
         axis: as on an axis; `label` when not given.
+        page: ``run`` or ``sweep``, the page that explains it; a sweep's page also uses entries of a run's.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Entry:
     unit: str
     source: str
     axis: str = ""
+    page: str = "run"
 
     @property
     def axis_label(self) -> str:
@@ -48,7 +50,7 @@ def as_markdown() -> str:
     head = (
         "# Glossary",
         "",
-        "Every number on a report's page. Written by `python -m mis_lab.report.glossary`.",
+        "Every number on the page of a run or of a sweep. Written by `python -m mis_lab.report.glossary`.",
         "",
         "| number | what it is | unit | source |",
         "| --- | --- | --- | --- |",

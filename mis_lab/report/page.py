@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.files import write_text
-from mis_lab.report import answer, figures, limits, tables, wording
+from mis_lab.report import answer, figures, limits, sae_figures, sae_tables, tables, wording
 from mis_lab.report.config import ReportConfig
-from mis_lab.report.data import ReportData
+from mis_lab.report.data import ReportData, SiteSae
 from mis_lab.report.gallery import (
     NODE_IMAGES,
     Shown,
@@ -120,6 +120,7 @@ def _frame(data: ReportData) -> dict[str, Any]:
         "data": data,
         "sections": SECTIONS,
         "chart_css": Markup(_resource("chart.css")),
+        "made_by": data.run.versions.get("mis_lab", ""),
         "page_css": Markup(_resource("page.css")),
         "script": Markup(_resource("page.js")),
         "missing": {
@@ -163,21 +164,53 @@ def _saes(data: ReportData) -> dict[str, Any]:
     charts = []
     for sae in data.saes:
         if sae.density_f is not None:
-            charts.append(
-                {
-                    "site": sae.site,
-                    "svg": figures.density(sae),
-                    "term": "n_in_bin",
-                    "words": "by how often they fire; the bar at 0 are dead ones",
-                }
-            )
+            words = "by how often they fire; the bar at 0 are dead ones"
+            charts.append({"site": sae.site, "svg": figures.density(sae), "term": "n_in_bin", "words": words})
     for sae in data.saes:
-        if sae.loss_curve is not None:
-            charts.append({"site": sae.site, "svg": figures.loss(sae), "term": "training_loss", "words": ""})
+        if name := sae_figures.main_curve(sae.course):
+            words = "in the course of training" + ("; dashed: held out" if sae.course.evaluations else "")
+            term = "evaluation_fvu" if name in sae.course.evaluations else sae_figures.curve_term(name)
+            svg = sae_figures.main_chart(sae.site, sae.course)
+            charts.append({"site": sae.site, "svg": svg, "term": term, "words": words})
+    has_classes = any(sae.selectivity for sae in data.saes)
     return {
         "sae_table": tables.sae_table(data.saes) if data.saes else None,
         "sae_charts": charts,
+        "classes_table": sae_tables.classes_table(data.saes) if has_classes else None,
+        "superposition_table": (
+            sae_tables.superposition_table(data.saes) if any(sae.superposition for sae in data.saes) else None
+        ),
+        "sae_details": [_sae_details(sae) for sae in data.saes],
         "evaluated_on": wording.listed(list(dict.fromkeys(sae.evaluated_on for sae in data.saes if sae.evaluated_on))),
+    }
+
+
+def _sae_details(sae: SiteSae) -> dict[str, Any]:
+    """What is folded away of the SAE of a site."""
+    course, spaces = sae.course, sae.superposition
+    dictionary = spaces.get("dictionary")
+    classes = sae_figures.class_histograms(sae.site, sae.selectivity)
+    return {
+        "site": sae.site,
+        "curves": [
+            {"name": name, "term": sae_figures.curve_term(name), "svg": svg}
+            for name, svg in sae_figures.training_curves(sae.site, course).items()
+        ],
+        "any_dead": course.fates.any,
+        "fates": sae_figures.fates(sae.site, course) if course.fates.any else None,
+        "n_evaluations": len(course.fates.dead),
+        "revived": sae_tables.revived_table(sae.site, course),
+        "classes": [{"words": wording.named(wording.KINDS, kind), "svg": svg} for kind, svg in classes.items()],
+        "n_classes": sae.selectivity[0].n_classes if sae.selectivity else 0,
+        "overlaps": (
+            sae_figures.overlap_picture(sae.site, dictionary)
+            if dictionary is not None and dictionary.cosines_kk is not None
+            else None
+        ),
+        "n_pictured": len(dictionary.shown) if dictionary is not None else 0,
+        "dimensionality": sae_figures.dimensionalities(sae.site, dictionary) if dictionary is not None else None,
+        "spectrum": sae_figures.spectrum(sae.site, spaces) if spaces else None,
+        "directions": [(sae_figures.DIRECTION_WORDS[what], sae_figures.DIRECTION_CSS[what]) for what in spaces],
     }
 
 

@@ -1,10 +1,11 @@
-"""From an SAE's artifacts to what the page tells of its training, its selectivity and its geometry."""
+"""From an SAE's artifacts to what the page tells of its quality, its training, its selectivity and its geometry."""
 
 # F features  D dimensions  K features of the picture
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,66 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from mis_lab.core.files import read_json
+from mis_lab.report.data import SiteSae
 from mis_lab.report.sae_data import ClassSelectivity, Curves, Superposition, TrainingCourse
+from mis_lab.sae.base import Autoencoder, Sae
 from mis_lab.sae.dead import Fates
+from mis_lab.sae.evaluate import ReconstructionQuality
 from mis_lab.sae.geometry import Geometry, overlaps
 from mis_lab.sae.selectivity import Selectivity
+from mis_lab.sae.splice import SpliceQuality
 from mis_lab.sae.train import EVALUATIONS, LOSSES
 
 N_PICTURED = 64
+
+
+@dataclass(frozen=True)
+class SaeResults:
+    """What is known of the SAE of a site; `held_out` None without held-out groups, `splice` on the same images as it
+    (or as `seen`); `geometry` of its dictionary, and `weights` of the site's own layer, None where there is none."""
+
+    sae: Autoencoder
+    folder: Path
+    n_vectors: int
+    seen: ReconstructionQuality
+    held_out: ReconstructionQuality | None
+    splice: SpliceQuality
+    selectivity: Mapping[str, Selectivity] = field(default_factory=dict)
+    geometry: Geometry | None = None
+    weights: Geometry | None = None
+
+
+def site_sae(site: str, results: SaeResults) -> SiteSae:
+    """What the page says of the SAE of a site."""
+    quality, splice = results.held_out or results.seen, results.splice
+    density_f = results.seen.density_f.numpy()
+    spaces = {}
+    if results.geometry is not None:
+        directions_fd = results.sae.dictionary if isinstance(results.sae, Sae) else None
+        spaces["dictionary"] = superposition(results.geometry, "dictionary", directions_fd, density_f)
+    if results.weights is not None:
+        spaces["weights"] = superposition(results.weights, "weights")
+    return SiteSae(
+        site=site,
+        name=results.sae.config.name if hasattr(results.sae.config, "name") else type(results.sae).__name__,
+        n_features=results.sae.n_features,
+        n_vectors=results.n_vectors,
+        fvu=results.seen.fvu,
+        fvu_held_out=results.held_out.fvu if results.held_out else None,
+        l0=quality.l0,
+        dead_share=results.seen.dead_share,
+        ce_clean=splice.loss_original,
+        ce_spliced=splice.loss_spliced,
+        kl=splice.kl,
+        top1_agreement=splice.agreement,
+        loss_recovered_zero=splice.recovered_zero,
+        loss_recovered_mean=splice.recovered_mean,
+        evaluated_on=f"{splice.n_images} {'held-out ' if results.held_out else ''}images, target: the {splice.target}",
+        density_f=density_f,
+        course=training_course(results.folder),
+        selectivity=selectivities(results.selectivity),
+        superposition=spaces,
+    )
 
 
 def training_course(folder: Path) -> TrainingCourse:

@@ -70,11 +70,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
 
-def _word(text: str, css: str = "word") -> Cell:
+def word_cell(text: str, css: str = "word") -> Cell:
+    """A name, sorted as it reads."""
     return Cell(text, text, css)
 
 
-def _num(value: float | None, text: str) -> Cell:
+def number_cell(value: float | None, text: str) -> Cell:
+    """A number as `text`, sorted by its value; NaN and None sort last."""
     return Cell(text, NOTHING if value is None or value != value else float(value))
 
 
@@ -82,7 +84,7 @@ def _with_interval(value: Interval | None, decimals: int = 2, signed: bool = Fal
     if value is None:
         return Cell(NOTHING, NOTHING)
     estimate = float(value.estimate)
-    return _num(estimate, fixed(estimate, decimals, signed))._replace(more=interval(value, decimals))
+    return number_cell(estimate, fixed(estimate, decimals, signed))._replace(more=interval(value, decimals))
 
 
 def _kind(kind: str) -> Cell:
@@ -95,8 +97,10 @@ def sae_table(saes: Sequence[SiteSae]) -> Table:
     rows = []
     for sae in saes:
         numbers = [(getattr(sae, term), _SAE_COLUMNS[term]) for term in used]
-        cells = [Cell(NOTHING, NOTHING) if value is None else _num(value, words(value)) for value, words in numbers]
-        rows.append([_word(sae.site, "word code"), _word(sae.name), *cells])
+        cells = [
+            Cell(NOTHING, NOTHING) if value is None else number_cell(value, words(value)) for value, words in numbers
+        ]
+        rows.append([word_cell(sae.site, "word code"), word_cell(sae.name), *cells])
     columns = [Column(label="Site"), Column(label="SAE"), *(Column(term) for term in used)]
     return Table("table-sae", "Quality of the SAE at each site", columns, rows)
 
@@ -126,11 +130,11 @@ def status_table(scores: Sequence[KindScores]) -> Table:
     ]
     rows = [
         [
-            _word(one.site, "word code"),
+            word_cell(one.site, "word code"),
             _kind(one.kind),
-            _num(len(one.status), count(len(one.status))),
+            number_cell(len(one.status), count(len(one.status))),
             *(
-                _num(c[name], f"{count(c[name])} ({percent(c[name] / len(one.status))})" if c[name] else "0")
+                number_cell(c[name], f"{count(c[name])} ({percent(c[name] / len(one.status))})" if c[name] else "0")
                 for name in names
             ),
         ]
@@ -155,8 +159,8 @@ def median_table(scores: Sequence[KindScores], negatives: Sequence[str]) -> Tabl
         found = [one.of(kind, measure) for kind, measure in asked]
         n_scored = max((len(values) for values in found), default=0)
         medians = [float(np.median(values)) if values.size else None for values in found]
-        cells = [_num(median, fixed(median)) for median in medians]
-        rows.append([_word(one.site, "word code"), _kind(one.kind), _num(n_scored, count(n_scored)), *cells])
+        cells = [number_cell(median, fixed(median)) for median in medians]
+        rows.append([word_cell(one.site, "word code"), _kind(one.kind), number_cell(n_scored, count(n_scored)), *cells])
     return Table("table-medians", "Medians of the scored units", columns, rows)
 
 
@@ -177,37 +181,37 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[Table]:
 
 def _comparison_cells(row: ComparisonRow) -> list[Cell]:
     return [
-        _word(row.site, "word code"),
-        _word(row.negatives),
+        word_cell(row.site, "word code"),
+        word_cell(row.negatives),
         _verdict(row),
-        _num(row.n_a, count(row.n_a)),
-        _num(row.n_b, count(row.n_b)),
-        _num(row.median_a, fixed(row.median_a, 3)),
-        _num(row.median_b, fixed(row.median_b, 3)),
+        number_cell(row.n_a, count(row.n_a)),
+        number_cell(row.n_b, count(row.n_b)),
+        number_cell(row.median_a, fixed(row.median_a, 3)),
+        number_cell(row.median_b, fixed(row.median_b, 3)),
         _with_interval(row.median_difference, 3, True),
         _with_interval(row.mean_difference, 3, True),
         _with_interval(row.mean_difference_groups, 3, True),
-        _num(row.difference_with_unscored, fixed(row.difference_with_unscored, 3, signed=True)),
+        number_cell(row.difference_with_unscored, fixed(row.difference_with_unscored, 3, signed=True)),
         _with_interval(row.cliffs_delta, 2, True),
-        _num(row.p_holm, p_value(row.p_holm)),
+        number_cell(row.p_holm, p_value(row.p_holm)),
     ]
 
 
 def _verdict(row: ComparisonRow) -> Cell:
     if row.winner is None:
-        return _word("unclear")
+        return word_cell("unclear")
     more = "" if row.carries_over else "these images only"
-    return _word(f"{named(KINDS, row.winner)} ahead", f"word kind {kind_class(row.winner)}")._replace(more=more)
+    return word_cell(f"{named(KINDS, row.winner)} ahead", f"word kind {kind_class(row.winner)}")._replace(more=more)
 
 
 def circuit_site_table(circuit: CircuitView) -> Table:
     """Live nodes, attribution gap and error share of each site."""
     rows = [
         [
-            _word(site.site, "word code"),
-            _num(site.n_live, count(site.n_live)),
-            _num(site.attribution_gap, percent(site.attribution_gap)),
-            _num(site.error_share, percent(site.error_share)),
+            word_cell(site.site, "word code"),
+            number_cell(site.n_live, count(site.n_live)),
+            number_cell(site.attribution_gap, percent(site.attribution_gap)),
+            number_cell(site.error_share, percent(site.error_share)),
         ]
         for site in circuit.sites
     ]
@@ -223,7 +227,7 @@ def curve_table(curves: Sequence[FaithfulnessCurve], n_shown: int) -> Table:
         size, value = curve.at(n_shown)
         cells = [
             Cell(curve_name(curve), curve_name(curve), f"word narrow kind {kind_class(curve.kind)}"),
-            _num(size, count(size)),
+            number_cell(size, count(size)),
             _with_interval(value),
         ]
         if with_areas:

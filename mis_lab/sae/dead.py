@@ -14,8 +14,7 @@ import numpy as np
 
 from mis_lab.core.errors import StoreError
 from mis_lab.core.files import read_json
-
-FEATURES = "dead_features.json"
+from mis_lab.sae.train import FEATURES
 
 
 @dataclass(frozen=True)

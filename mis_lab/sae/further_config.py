@@ -77,6 +77,6 @@ class TranscoderConfig(TopKConfig):
             raise ConfigError(
                 f"sae.source does not say which site the transcoder of {site} reads",
                 looked=", ".join(self.source) or "an empty mapping",
-                fix=f"Set sae.source.{site}=<path of the site to read>.",
+                fix=f"Set '+sae.source={{{site}: <path of the site to read>}}'.",
             )
         return self.source[site]

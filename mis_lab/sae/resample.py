@@ -77,7 +77,7 @@ class Resampler:
             atoms_kd = encoder_kd = self._badly_reconstructed(sae, len(features), random)
         else:
             encoder_kd = _kaiming(len(features), sae.width, random).to(sae.W_enc)
-            atoms_kd = _kaiming(len(features), sae.W_dec.shape[1], random).to(sae.W_dec)
+            atoms_kd = _kaiming(len(features), sae.atoms.shape[1], random).to(sae.atoms)
         if self.config.encoder_scale:
             encoder_kd = F.normalize(encoder_kd, dim=1) * (self.config.encoder_scale * norm)
         sae.revive(features, encoder_kd, atoms_kd, torch.full_like(sae.b_enc[features], bias))

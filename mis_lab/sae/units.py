@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder
 
 
 class Features:
@@ -15,7 +15,7 @@ class Features:
 
     kind = "feature"
 
-    def __init__(self, sae: Sae) -> None:
+    def __init__(self, sae: Autoencoder) -> None:
         self.sae = sae
         self.n_units = sae.n_features
 

@@ -57,9 +57,10 @@ def covariance(vectors: Vectors) -> tuple[Tensor, Tensor]:
     """
     n = 0
     mean_d, summed_dd = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    n_steps = max(1, vectors.n_vectors // len(vectors.batch(0)))
+    first_bd = vectors.batch(0)
+    n_steps = max(1, vectors.n_vectors // len(first_bd))
     for step in progress(range(n_steps), "covariance", n_steps, unit="step"):
-        x_bd = vectors.batch(step).double().cpu()
+        x_bd = (vectors.batch(step) if step else first_bd).double().cpu()
         batch_mean_d, n_new = x_bd.mean(0), len(x_bd)
         centred_bd, delta_d = x_bd - batch_mean_d, batch_mean_d - mean_d
         summed_dd = summed_dd + centred_bd.T @ centred_bd + torch.outer(delta_d, delta_d) * (n * n_new / (n + n_new))

@@ -12,6 +12,7 @@ from functools import cache
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -33,6 +34,10 @@ from mis_lab.report.data import (
     UnitScore,
 )
 from mis_lab.report.page import write_report
+from mis_lab.report.sae_collect import superposition
+from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse
+from mis_lab.sae.dead import Fates
+from mis_lab.sae.geometry import geometry
 
 SCENES = (
     "astronaut",
@@ -271,8 +276,45 @@ def site_sae(random: np.random.Generator, depth: int, site: str) -> SiteSae:
         loss_recovered_mean=0.91 - 0.02 * depth,
         evaluated_on="96 images of 4 held-out scenes",
         density_f=density,
-        loss_curve=(steps, 0.2 + 0.9 * np.exp(-steps / 130)),
+        course=training_course(random, steps, depth),
+        selectivity=[classes(random, "feature", n_features, 12), classes(random, "neuron", SITES[site][0], 40)],
+        superposition={
+            "dictionary": space(random, "dictionary", n_features, SITES[site][0]),
+            **({"weights": space(random, "weights", SITES[site][0], 96)} if depth == 0 else {}),
+        },
     )
+
+
+def training_course(random: np.random.Generator, steps: np.ndarray, depth: int) -> TrainingCourse:
+    fall = np.exp(-steps / 130)
+    losses = {
+        "step": steps, "loss": 0.2 + 0.9 * fall, "fvu": 0.18 + 0.8 * fall, "l0": 16 + 20 * fall, "aux": 0.1 * fall,
+        "gradient_norm": 0.1 + fall, "dead_share": 0.02 * (1 - fall), "learning_rate": 0.003 * np.ones(len(steps)),
+    }  # fmt: skip
+    at = np.linspace(0, 1000, 9).round()
+    held_out = {
+        "step": at, "fvu": 0.22 + 0.9 * np.exp(-at / 150), "l0": 16 + 24 * np.exp(-at / 150),
+        "silent_share": 0.1 + 0.5 * np.exp(-at / 150),
+    }  # fmt: skip
+    if depth == 2:
+        return TrainingCourse(losses, held_out, Fates({int(step): frozenset() for step in at}, {}))
+    dead = {int(step): frozenset(random.integers(0, 300, int(step // 20)).tolist()) for step in at}
+    revived = {step: frozenset(random.integers(0, 300, 40).tolist()) for step in (251, 501, 751)}
+    return TrainingCourse(losses, held_out, Fates(dead, revived))
+
+
+def classes(random: np.random.Generator, kind: str, n: int, centre: float) -> ClassSelectivity:
+    n_classes = 60
+    active = np.clip(random.normal(centre, 8, n).round(), 0, n_classes).astype(int)
+    entropy = np.where(active > 0, np.log(np.maximum(active, 1)) / np.log(n_classes), np.nan)
+    gini = np.where(active > 0, 1 - active / n_classes, np.nan)
+    return ClassSelectivity(kind, n_classes, np.bincount(active, minlength=n_classes + 1), entropy, gini)
+
+
+def space(random: np.random.Generator, what: str, n: int, n_dimensions: int) -> Superposition:
+    directions_fd = torch.from_numpy(random.normal(size=(n, n_dimensions)))
+    density_f = np.ones(n) if what == "dictionary" else None
+    return superposition(geometry(directions_fd), what, directions_fd, density_f)
 
 
 def run_summary() -> RunSummary:

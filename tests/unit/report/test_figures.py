@@ -86,8 +86,8 @@ def test_a_difference_that_is_not_clear_is_grey(made_up):
     assert "k-none" in elements(svg, "circle", "dot")[0]["class"]
 
 
-def sae(density=None, loss=None) -> SiteSae:
-    return SiteSae("a.1", "topk", 6, 100, 0.2, None, 2.0, 0.0, density_f=density, loss_curve=loss)
+def sae(density) -> SiteSae:
+    return SiteSae("a.1", "topk", 6, 100, 0.2, None, 2.0, 0.0, density_f=density)
 
 
 def test_densities_are_counted_in_their_decades_and_dead_features_apart():
@@ -102,15 +102,6 @@ def test_densities_are_counted_in_their_decades_and_dead_features_apart():
 @pytest.mark.parametrize("density", [np.zeros(4), np.ones(4)])
 def test_an_sae_with_only_dead_or_only_dense_features_has_a_chart(density):
     assert elements(figures.density(sae(density)), "rect", "bar")
-
-
-def test_a_loss_curve_leaves_out_what_is_not_finite_and_goes_logarithmic_when_it_falls_far():
-    steps = np.arange(4.0)
-    plain = figures.loss(sae(loss=(steps, np.array([2.0, np.nan, 1.5, 1.0]))))
-    assert elements(plain, "path", "curve")[0]["d"].count("L") == 2
-    far = figures.loss(sae(loss=(steps, np.array([100.0, 10.0, 1.0, 0.1]))))
-    y = np.array(re.findall(r"[ML][\d.]+ ([\d.]+)", elements(far, "path", "curve")[0]["d"]), dtype=float)
-    assert np.diff(y) == pytest.approx(np.full(3, y[1] - y[0]), abs=0.05)  # a straight line of powers of ten
 
 
 def curve(values, kind="feature", selection="effect") -> FaithfulnessCurve:

@@ -16,7 +16,8 @@ from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.seeding import generator
 from mis_lab.sae.architectures.archetypal import INITIAL_SHARE, ArchetypalSae, centroids
 from mis_lab.sae.further_config import ArchetypalConfig
-from mis_lab.sae.trainer_config import TrainerConfig
+from mis_lab.sae.resample import Resampler
+from mis_lab.sae.trainer_config import ResamplingConfig, ResamplingKind, TrainerConfig
 from mis_lab.sae.training import Training
 
 WIDTH = 8
@@ -142,6 +143,21 @@ def test_revived_features_start_at_the_candidates_nearest_in_direction(moved: Ar
     torch.testing.assert_close(moved.atoms.norm(dim=1), torch.ones(12))
     others = torch.tensor([0, 1, 3, 4, 5, 6, 8, 9, 10, 11])
     assert torch.equal(moved.atoms[others], before[others])
+
+
+@pytest.mark.parametrize("kind", [ResamplingKind.loss, ResamplingKind.random])
+def test_silent_features_are_resampled(sae: ArchetypalSae, vectors: Callable, kind: ResamplingKind) -> None:
+    loader = vectors()
+    with torch.no_grad():
+        sae.b_enc[5] = -100.0
+    resampler = Resampler(ResamplingConfig(kind, at=[3], window=3, n_vectors=100), loader, seed=0)
+    training = Training(sae, TrainerConfig(n_vectors=64 * 3, batch_size=64), resampler)
+    for step in range(3):
+        training.advance(loader.batch(step))
+    assert 5 in resampler.revived[3].tolist()
+    assert not sae.b_enc[5].any()
+    cosine = torch.nn.functional.normalize(sae.candidates, dim=1) @ sae.atoms[5]
+    assert cosine.max() > 0.9
 
 
 def test_folding_the_scale_changes_no_number(moved: ArchetypalSae, x_nd: Tensor) -> None:
