@@ -27,6 +27,7 @@ class Architecture(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+# All that are trained by steps and read single vectors; those without gates come last.
 ARCHITECTURES = {
     "relu": Architecture(penalty="l1"),
     "topk": Architecture(has_k=True),
@@ -34,6 +35,10 @@ ARCHITECTURES = {
     "jump_relu": Architecture(penalty="sparsity"),
     "gated": Architecture(penalty="l1"),
     "matryoshka": Architecture(has_k=True),
+    "relu_april": Architecture(penalty="l1"),
+    "jump_relu_tanh": Architecture(penalty="sparsity"),
+    "archetypal": Architecture(has_k=True),
+    "frozen_decoder": Architecture(has_k=True),
 }
 
 

@@ -128,6 +128,8 @@ def figure(points: Sequence[Point], path: Path) -> None:
                     capsize=2,
                 )
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("{x:g}")
             axis.set_title(f"{title} at {site}", fontsize=10)
             axis.grid(alpha=0.3)
             if row == len(MEASURES) - 1:

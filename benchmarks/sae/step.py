@@ -59,11 +59,18 @@ def our_training(name: str, arguments: argparse.Namespace, batches: list[Tensor]
     return Training(sae.train(), run.trainer)
 
 
+def wanted(name: str, arguments: argparse.Namespace) -> bool:
+    return not arguments.only or any(part in name for part in arguments.only)
+
+
 def our_steps(arguments: argparse.Namespace, batches: list[Tensor], seed: int) -> dict[str, Step]:
-    training: dict[str, Training] = {}
-    for name in ours.available():
-        training[f"mis_lab/{name}"] = our_training(name, arguments, batches, seed)
-    training["mis_lab/topk:dense"] = our_training("topk", arguments, batches, seed, "sae.sparse=false")
+    options: dict[str, tuple[str, ...]] = {name: () for name in ours.available()}
+    options["topk:dense"] = ("sae.sparse=false",)
+    training = {
+        f"mis_lab/{name}": our_training(name.split(":")[0], arguments, batches, seed, *more)
+        for name, more in options.items()
+        if wanted(f"mis_lab/{name}", arguments)
+    }
     n_dead = int(arguments.dead * arguments.features)
 
     def advance(now: Training, x_bd: Tensor) -> None:
@@ -185,9 +192,7 @@ def main(argv: list[str] | None = None) -> list[Gate]:
         batches = structured(arguments.width, arguments.batch, seed)
         steps = our_steps(arguments, batches, seed)
         job = peer.Job(arguments.width, arguments.features, arguments.k, 10_000, arguments.batch, seed)
-        steps |= {name: each(job).step for name, each in others.items()}
-        if arguments.only:
-            steps = {name: step for name, step in steps.items() if any(part in name for part in arguments.only)}
+        steps |= {name: each(job).step for name, each in others.items() if wanted(name, arguments)}
         weight_fd = torch.randn(arguments.features, arguments.width, generator=generator(seed, "product"))
         rounds = measured(steps, lambda w=weight_fd, x=batches[0]: x @ w.T, batches, arguments.rounds, clock)
         for name, seconds in rounds.items():

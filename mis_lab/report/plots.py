@@ -9,7 +9,6 @@ import numpy as np
 
 from mis_lab.report.charts import Scale, Svg
 from mis_lab.report.glossary import GLOSSARY
-from mis_lab.report.wording import number
 
 LOG_FROM = 5.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 PAD = 0.05
@@ -92,7 +91,9 @@ class Plot:
         """A mark of an area that is the same for every shape."""
         if not self.holds(x, y):
             return
-        cx, cy = self.x(x), self.y(y)
+        self._shape(self.x(x), self.y(y), css, hint, size, shape)
+
+    def _shape(self, cx: float, cy: float, css: str, hint: str, size: float, shape: str) -> None:
         if shape == "circle":
             self.svg.add("circle", f"dot {css}", hint=hint, cx=cx, cy=cy, r=size)
         else:
@@ -106,6 +107,18 @@ class Plot:
         if y[2] > y[1] and self.holds(x[0], y[1]) and self.holds(x[0], y[2]):
             self.svg.line(self.x(x[0]), self.y(y[1]), self.x(x[0]), self.y(y[2]), f"whisker {css}")
 
+    def legend(self, entries: Sequence[tuple[str, str, str]]) -> None:
+        """Name groups by (label, style class, shape) below the plot, which grows by as many rows as they need."""
+        x, y = 12.0, self.svg.height + 6
+        for label, css, shape in entries:
+            width = 22 + 6.6 * len(label)
+            if x > 12 and x + width > self.svg.width:
+                x, y = 12.0, y + 18
+            self._shape(x, y - 4, css, "", 4.0, shape)
+            self.svg.text(x + 9, y, label, "tick", "start")
+            x += width
+        self.svg.height = round(y + 10)
+
     def holds(self, x: float, y: float) -> bool:
         """Whether a point can be drawn: finite, and above 0 on a logarithmic axis."""
         return bool(np.isfinite(x) and np.isfinite(y) and not (self.x.log and x <= 0) and not (self.y.log and y <= 0))
@@ -116,8 +129,3 @@ _OUTLINES = {
     "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
     "triangle": [(0, -1.35), (1.2, 0.85), (-1.2, 0.85)],
 }
-
-
-def told(axis: Axis, value: float) -> str:
-    """A value with the name of its axis, for hints."""
-    return f"{axis.name} {number(value)}"

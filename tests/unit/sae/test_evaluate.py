@@ -268,7 +268,7 @@ def test_numbers_of_another_version(x_bpd: Tensor, stored: type, sae: Sae, tmp_p
     numbers = json.loads(path.read_text())
     del numbers["nrmse"]
     path.write_text(json.dumps(numbers | {"r2": 0.99}))
-    with pytest.raises(StoreError, match=r"another version \(nrmse, r2\).*evaluate again"):
+    with pytest.raises(StoreError, match=r"other fields than ReconstructionQuality \(nrmse, r2\).*run again"):
         ReconstructionQuality.read(tmp_path)
 
 

@@ -104,7 +104,7 @@ def test_cut_short(folder: Path, name: str) -> None:
         ({"target": "os.system"}, "os.system is not allowed"),
         ({"target": "mis_lab.sae.architectures.topk.NoSuch"}, "no NoSuch there"),
         ({"target": "torch.nn.Linear"}, "torch.nn.Linear is no SAE architecture"),
-        ({"target": "mis_lab.sae.architectures.relu.ReluSae"}, "ReluSae has no option aux_k, aux_weight, k, sparse"),
+        ({"target": "mis_lab.sae.architectures.relu.ReluSae"}, "ReluSae has no option aux_k, aux_weight, k, multi_k"),
         ({"width": 9}, "size mismatch"),
         ({"config": {"n_features": 21, "k": 3}}, "size mismatch"),
         ({"config": {"n_features": 20, "k": 30}}, r"sae\.k=30 is more"),
