@@ -1,4 +1,4 @@
-"""The subcommands of ``mis-lab``. Torch is imported by ``model`` and ``sae`` alone, when they run."""
+"""The subcommands of ``mis-lab``. Torch is imported by ``model``, ``sae`` and ``sweep`` alone, when they run."""
 
 from __future__ import annotations
 
@@ -162,9 +162,11 @@ def model(argv: list[str]) -> int:
 
 
 def sweep(argv: list[str]) -> int:
-    """``mis-lab sweep NAME``: the runs of a name as one table, also as multirun_outputs/NAME/runs.csv."""
-    parser = _parser("sweep", "one table of all runs of a name")
+    """``mis-lab sweep NAME``: the runs of a name as one table, also as multirun_outputs/NAME/runs.csv, and as a page,
+    sweep.html, with its charts in figures/."""
+    parser = _parser("sweep", "one table and one page of all runs of a name")
     parser.add_argument("name")
+    parser.add_argument("--rank-by", metavar="MEASURE,...", help="rank SAEs by these measures (default: see the page)")
     arguments = parser.parse_args(argv)
     folder = _paths()[0] / arguments.name
     results = list(_results(folder))
@@ -185,7 +187,12 @@ def sweep(argv: list[str]) -> int:
     with open(folder / "runs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["run", *overridden, *metrics], *rows])
     _table(["run", *overridden, *metrics], rows)
-    _say(f"{len(rows)} runs; also in {folder / 'runs.csv'}")
+    from mis_lab.report.sweep import RANKED, read_sweep
+    from mis_lab.report.sweep_page import write_sweep
+
+    measures = arguments.rank_by.split(",") if arguments.rank_by else RANKED
+    page = write_sweep(read_sweep(arguments.name, results, _paths()[1]), folder, measures)
+    _say(f"{len(rows)} runs; also in {folder / 'runs.csv'} and {page}")
     return EXIT_OK
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 MIB = 2**20
 
@@ -52,11 +52,10 @@ def allocator_peak(work: Callable[[], object]) -> float:
 
     Sums the allocator's own records, so what a kernel takes for itself counts as well.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(use_kineto=False, profile_memory=True) as profiler:
         work()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    records = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert profiler.kineto_results is not None
+    records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = peak = 0
     for record in sorted(records, key=lambda record: record.start_ns()):
         alive += record.nbytes()

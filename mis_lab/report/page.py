@@ -93,14 +93,6 @@ def _ever_less(wanted: Shown) -> Iterator[Shown]:
 
 def render(data: ReportData, config: ReportConfig, shown: Shown) -> str:
     """The page as text; equal data give equal text."""
-    environment = Environment(
-        loader=PackageLoader("mis_lab.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(glossary=GLOSSARY, wording=wording, heat_gradient=gradient_uri())
     sprites = SpriteSheet(config.image_px)
     content = (
         _frame(data)
@@ -112,17 +104,34 @@ def render(data: ReportData, config: ReportConfig, shown: Shown) -> str:
         | _circuit(data, shown, sprites)
         | _all_units(data, shown)
     )
-    return environment.get_template("report.html.j2").render(**content, sprite_rules=Markup(sprites.rules()))
+    return environment().get_template("report.html.j2").render(**content, sprite_rules=Markup(sprites.rules()))
+
+
+def environment() -> Environment:
+    """What templates are rendered with: style and script of every page, the glossary, numbers in words."""
+    made = Environment(
+        loader=PackageLoader("mis_lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals.update(
+        glossary=GLOSSARY,
+        wording=wording,
+        heat_gradient=gradient_uri(),
+        chart_css=Markup(_resource("chart.css")),
+        page_css=Markup(_resource("page.css")),
+        script=Markup(_resource("page.js")),
+    )
+    return made
 
 
 def _frame(data: ReportData) -> dict[str, Any]:
     return {
         "data": data,
         "sections": SECTIONS,
-        "chart_css": Markup(_resource("chart.css")),
         "made_by": data.run.versions.get("mis_lab", ""),
-        "page_css": Markup(_resource("page.css")),
-        "script": Markup(_resource("page.js")),
         "missing": {
             "sae": "the network was studied alone (sae=none), or the stage was not run.",
             "mis": "the stage mis was not run.",

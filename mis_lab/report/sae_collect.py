@@ -13,9 +13,8 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
-from mis_lab.core.files import read_json
 from mis_lab.report.data import SiteSae
-from mis_lab.report.sae_data import ClassSelectivity, Curves, Superposition, TrainingCourse
+from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse, read_curves
 from mis_lab.sae.base import Autoencoder, Sae
 from mis_lab.sae.dead import Fates
 from mis_lab.sae.evaluate import ReconstructionQuality
@@ -79,12 +78,6 @@ def site_sae(site: str, results: SaeResults) -> SiteSae:
 def training_course(folder: Path) -> TrainingCourse:
     """What training left in the SAE's folder; parts that are not there stay empty."""
     return TrainingCourse(read_curves(folder / LOSSES), read_curves(folder / EVALUATIONS), Fates.read(folder))
-
-
-def read_curves(path: Path) -> Curves:
-    """Named values by step, nothing where there is no file."""
-    found = read_json(path) if path.exists() else {}
-    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
 def class_selectivity(kind: str, found: Selectivity) -> ClassSelectivity:

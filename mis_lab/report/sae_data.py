@@ -6,13 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from mis_lab.core.files import read_json
 from mis_lab.sae.dead import Fates
 
 STEP = "step"  # name of the x values among those of a set of curves
 Curves = Mapping[str, np.ndarray]
+
+
+def read_curves(path: Path) -> Curves:
+    """Named values by step, nothing where there is no file."""
+    found = read_json(path) if path.exists() else {}
+    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from scipy.stats import rankdata
 
 from mis_lab.core.errors import ConfigError, StoreError, nearest_first
 from mis_lab.core.keys import content_key
+from mis_lab.core.tensors import read_tensors
 from mis_lab.mis.unit_scores import UnitScores
-from mis_lab.report.sae_collect import read_curves
-from mis_lab.report.sae_data import STEP, Curves
+from mis_lab.report.sae_data import STEP, Curves, read_curves
 from mis_lab.sae import io
 from mis_lab.sae.base import Sae
-from mis_lab.sae.evaluate import ReconstructionQuality
 from mis_lab.sae.stability import Stability, stability
 from mis_lab.sae.train import EVALUATIONS
 
+RECONSTRUCTION = "reconstruction.safetensors"  # read as it is: what wrote it takes seconds to import
 PARTS = ("held_out", "seen")  # of an evaluation; the first that there is speaks for the SAE
 # Measures of an SAE by glossary key: its number in the evaluation, and whether high is good.
 MEASURES: dict[str, tuple[str, bool]] = {
@@ -199,7 +199,9 @@ def _value(config: Mapping[str, Any], option: str, words: Mapping[str, str]) -> 
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, Mapping):  # a preset: by the name that was given, or that it gives itself
         return words.get(option, str(value.get("name", "")))
-    return words.get(option, "") if value is None or isinstance(value, list) else str(value)
+    if value is None or isinstance(value, list):
+        return words.get(option, "")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _ordered(values: Iterable[str]) -> list[str]:
@@ -236,8 +238,8 @@ def _saes(result: Mapping[str, Any], options: Mapping[str, str], find: Find) -> 
         density = image_density = float("nan")
         part = next((part for part in PARTS if evaluated and (evaluated / part).exists()), None)
         if evaluated and part:
-            quality = ReconstructionQuality.read(evaluated / part)
-            density, image_density = float(quality.density_f.mean()), float(quality.image_density_f.mean())
+            shares = read_tensors(evaluated / part / RECONSTRUCTION)
+            density, image_density = (float(shares[name].mean()) for name in ("density_f", "image_density_f"))
         found.append(
             SweptSae(
                 result["run_key"],

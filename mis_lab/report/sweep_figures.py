@@ -1,4 +1,4 @@
-"""Charts of a sweep: trade-offs with their fronts, effects of options, paths of training, density by position and image.
+"""Charts of a sweep: trade-offs with their fronts, effects of options, paths of training, densities.
 
 SAEs that differ in their seed alone are one point, their mean, with the standard deviation over seeds as whiskers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ N_COLOURS = 8
 MOST_TICKS = 7
 TRADE_OFFS = {"sweep_fvu": False, "recovered_mean": True}  # against L0; whether high is good
 AGAINST = ("sweep_fvu", "code_l1", "sweep_l0")  # drawn against every option
-EACH_OTHER = (("code_l1", "sweep_fvu"), ("sweep_l0", "sweep_fvu"), ("sweep_l0", "code_l1"))
+EACH_OTHER = (("code_l1", "sweep_fvu"), ("sweep_l0", "code_l1"))  # FVU against L0 is a trade-off
+LINEAR = ("recovered_zero", "recovered_mean", "sweep_agreement", "mis_median", "mis_mean")
 L0 = "sweep_l0"
 
 
@@ -91,8 +93,10 @@ def charts(sweep: Sweep, with_legend: bool = False) -> list[SweepChart]:
     for site in sweep.sites if len(sweep.saes) > len(sweep.sites) else ():
         for x, y in EACH_OTHER:
             add("options", "each other", f"{x}_{y}", site, relation(sweep, site, x, y), legend)
+    paths = course_styles(sweep)
+    told = list(paths.values()) if len(paths) > 1 else []
     for site in sweep.sites:
-        add("course", "", "course", site, course(sweep, site), legend)
+        add("course", "", "course", site, course(sweep, site, paths), told)
     for site in sweep.sites:
         add("densities", "", "densities", site, densities(sweep, site), legend)
     return found
@@ -105,12 +109,25 @@ def architecture_styles(sweep: Sweep) -> dict[str, Style]:
 
 def other_styles(sweep: Sweep, option: str) -> dict[str, Style]:
     """Values of all options but one, in words → style; architectures, where no other option differs."""
-    labels = sorted({others(sae, option) for sae in sweep.saes if sae.options[option]})
+    found = {others(sae, option): sae.options for sae in sweep.saes if sae.options[option]}
+
+    def place(label: str) -> list[int]:
+        return [values.index(found[label][name]) for name, values in sweep.options.items() if name != option]
+
+    labels = sorted(found, key=lambda label: (place(label), label))
     return {label: _style(label, place) for place, label in enumerate(labels)}
 
 
-def others(sae: SweptSae, option: str) -> str:
-    """An SAE's values of all swept options but one, in words."""
+def course_styles(sweep: Sweep) -> dict[str, Style]:
+    """Values of all options, in words → style; architectures, where colours would not do."""
+    labels = list(dict.fromkeys(others(sae) for sae in sweep.saes if has_course(sae)))
+    if len(labels) > N_COLOURS:
+        return architecture_styles(sweep)
+    return {label: _style(label, place) for place, label in enumerate(labels)}
+
+
+def others(sae: SweptSae, option: str = "") -> str:
+    """An SAE's values of all swept options but one (of all by default), in words."""
     told = [f"{name}={value}" for name, value in sae.options.items() if name != option and value]
     return ", ".join(told) or sae.architecture
 
@@ -124,13 +141,13 @@ def pareto(sweep: Sweep, site: str, measure: str, high_is_good: bool) -> Plot | 
     points = _points(sweep.at(site), lambda sae: sae.number(L0), lambda sae: sae.number(measure))
     if not points:
         return None
-    plot = _frame(f"{GLOSSARY[measure].label} against L0 at {site}", points, Axis((), L0), Axis((), measure))
-    front = [points[place] for place in pareto_front([(point.x, point.y) for point in points], high_is_good)]
-    corners = [(front[0].x, front[0].y)]
-    for before, after in zip(front[:-1], front[1:], strict=True):
+    plot = _frame(f"{GLOSSARY[measure].label} against L0 at {site}", points, Axis((), L0), _axis(measure))
+    front = pareto_front([(point.x, point.y) for point in points], high_is_good)
+    corners = [(points[front[0]].x, points[front[0]].y)]
+    for before, after in pairwise(points[place] for place in front):
         corners += [(after.x, before.y), (after.x, after.y)]
     plot.line([x for x, _ in corners], [y for _, y in corners], "front")
-    _mark(plot, points, architecture_styles(sweep), lambda sae: sae.architecture, {id(point) for point in front})
+    _mark(plot, points, architecture_styles(sweep), lambda sae: sae.architecture, set(front))
     return plot
 
 
@@ -139,7 +156,7 @@ def relation(sweep: Sweep, site: str, x: str, y: str) -> Plot | None:
     points = _points(sweep.at(site), lambda sae: sae.number(x), lambda sae: sae.number(y))
     if not points:
         return None
-    plot = _frame(f"{GLOSSARY[y].label} against {GLOSSARY[x].label} at {site}", points, Axis((), x), Axis((), y))
+    plot = _frame(f"{GLOSSARY[y].label} against {GLOSSARY[x].label} at {site}", points, _axis(x), _axis(y))
     _mark(plot, points, architecture_styles(sweep), lambda sae: sae.architecture)
     return plot
 
@@ -160,7 +177,7 @@ def against_option(sweep: Sweep, site: str, option: str, measure: str, styles: M
     ticks = [(float(place or 0), value) for value, place in places.items()]
     ticks = ticks if not is_number or len(ticks) <= MOST_TICKS else []
     x = Axis((), label=option, ticks=ticks, log=None if is_number else False)
-    plot = _frame(f"{GLOSSARY[measure].label} against {option} at {site}", points, x, Axis((), measure))
+    plot = _frame(f"{GLOSSARY[measure].label} against {option} at {site}", points, x, _axis(measure))
     for label, style in styles.items() if is_number else ():
         line = sorted((point.x, point.y) for point in points if others(point.saes[0], option) == label)
         plot.line([px for px, _ in line], [py for _, py in line], f"joined {style.css}")
@@ -168,7 +185,7 @@ def against_option(sweep: Sweep, site: str, option: str, measure: str, styles: M
     return plot
 
 
-def course(sweep: Sweep, site: str) -> Plot | None:
+def course(sweep: Sweep, site: str, styles: Mapping[str, Style]) -> Plot | None:
     """FVU against L0 on held-out vectors in the course of training: a path an SAE, a mark at its end."""
     saes = [sae for sae in sweep.at(site) if has_course(sae)]
     if not saes:
@@ -178,9 +195,8 @@ def course(sweep: Sweep, site: str) -> Plot | None:
         f"FVU against L0 in the course of training at {site}", Axis(l0, "course_l0"), Axis(fvu, "course_fvu"),
         height=260,
     )  # fmt: skip
-    styles = architecture_styles(sweep)
     for sae in saes:
-        style = styles[sae.architecture]
+        style = styles.get(others(sae)) or styles[sae.architecture]
         x, y, steps = (sae.course[name].tolist() for name in ("l0", "fvu", STEP))
         plot.line(x, y, f"joined {style.css}", _words([sae]))
         for px, py, step in list(zip(x, y, steps, strict=True))[:-1]:
@@ -197,16 +213,22 @@ def densities(sweep: Sweep, site: str) -> Plot | None:
     if not points:
         return None
     title = f"Density by image against density by position at {site}"
-    plot = _frame(title, points, Axis((), "mean_density"), Axis((), "mean_image_density"))
+    by_position = [point.x for point in points]  # on the other axis, too, so that the line of equals is in view
+    x, y = Axis((), "mean_density", log=True), Axis(by_position, "mean_image_density", log=True)
+    plot = _frame(title, points, x, y)
     ends = (max(plot.x.low, plot.y.low), min(plot.x.high, plot.y.high))
-    if ends[0] < ends[1]:
-        plot.line(ends, ends, "equal")
+    plot.line(ends, ends, "equal")
     styles = architecture_styles(sweep)
     for name, style in styles.items():
         line = sorted((point.x, point.y) for point in points if point.saes[0].architecture == name)
         plot.line([x for x, _ in line], [y for _, y in line], f"joined {style.css}")
     _mark(plot, points, styles, lambda sae: sae.architecture)
     return plot
+
+
+def _axis(measure: str) -> Axis:
+    """Shares that may be negative stay linear whatever their values are, so that sites read alike."""
+    return Axis((), measure, log=False if measure in LINEAR else None)
 
 
 Value = Callable[[SweptSae], float]
@@ -235,7 +257,7 @@ def _frame(title: str, points: Sequence[Point], x: Axis, y: Axis) -> Plot:
     return Plot(
         title,
         x._replace(values=values([(point.x, point.std_x) for point in points])),
-        y._replace(values=values([(point.y, point.std_y) for point in points])),
+        y._replace(values=[*y.values, *values([(point.y, point.std_y) for point in points])]),
         height=260,
     )
 
@@ -247,8 +269,8 @@ def _mark(
     group_of: Callable[[SweptSae], str],
     strong: set[int] | None = None,
 ) -> None:
-    """Draw points with whiskers; those not `strong` are smaller where some are."""
-    for point in points:
+    """Draw points with whiskers; those whose place is not in `strong` are smaller, where it is given."""
+    for place, point in enumerate(points):
         style = styles[group_of(point.saes[0])]
         plot.spread(
             (point.x, point.x - point.std_x, point.x + point.std_x),
@@ -256,7 +278,7 @@ def _mark(
             style.css,
         )
         hint = f"{_words(point.saes)}: {_told(point.x, point.std_x)}; {_told(point.y, point.std_y)}"
-        size = 3.2 if strong is not None and id(point) not in strong else 4.4
+        size = 3.2 if strong is not None and place not in strong else 4.4
         plot.point(point.x, point.y, style.css, hint, size, style.shape)
 
 

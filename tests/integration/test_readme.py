@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.conftest import REPOSITORY, Lab
 
@@ -65,3 +66,11 @@ def test_every_linked_file_exists() -> None:
 def test_example_runs_as_a_library(tmp_path: Path) -> None:
     verdict = runpy.run_path(str(REPOSITORY / "examples" / "own_model.py"))["main"](tmp_path, n_vectors=4096)
     assert "features" in verdict
+
+
+def test_three_lines_load_an_sae() -> None:
+    (block,) = re.findall(r"^```python\n(from mis_lab\.sae import load_sae\n.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    names = {"activations": torch.randn(5, 112, generator=torch.Generator().manual_seed(0))}
+    exec(block, names)
+    assert names["codes"].shape == (5, 448)
+    assert 0 < (names["codes"] != 0).sum(1).max() <= 16
