@@ -96,13 +96,13 @@ def seconds_of_run(n_saes: int, network: Network, arguments: argparse.Namespace,
 
 
 def depth_for(ratio: float, arguments: argparse.Namespace, clock: str) -> int:
-    """Layers that make E about `ratio` times S."""
-    (shallow, _), (deep, step) = (
-        seconds_of_parts(Network(arguments.width, depth, arguments.batch, arguments.steps), arguments, clock)
-        for depth in (1, 17)
-    )
-    layer = max((deep - shallow) / 16, 1e-9)
-    return max(1, round((ratio * step - shallow) / layer) + 1)
+    """Layers that make E about `ratio` times S, which depends on what runs between two steps."""
+    depth = 16
+    for _ in range(3):
+        network = Network(arguments.width, depth, arguments.batch, arguments.steps)
+        batch, step = seconds_of_parts(network, arguments, clock)
+        depth = min(1000, max(1, round(depth * ratio * step / batch)))
+    return depth
 
 
 def measured(network: Network, arguments: argparse.Namespace, clock: str) -> Times:

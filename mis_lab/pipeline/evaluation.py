@@ -5,6 +5,7 @@ Where images have no labels, the network's own predictions stand for classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,29 @@ from mis_lab.activations.paired import PairedActivations
 from mis_lab.activations.units import Neurons, UnitSource
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
-from mis_lab.core.records import write_record
+from mis_lab.core.records import read_record, write_record
 from mis_lab.core.store import Artifact, Recipe
-from mis_lab.core.tensors import read_tensors, write_tensors
-from mis_lab.dataset.loading import batches
-from mis_lab.model.capture import predictions
 from mis_lab.pipeline.activations import activations, read, read_for_sae, recipes
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_earlier, sae
 from mis_lab.sae import io as sae_io
+from mis_lab.sae.ablation import Ablated, Outputs, ablate, outputs
 from mis_lab.sae.amortisation import amortisation_gap
 from mis_lab.sae.base import Autoencoder, Sae
 from mis_lab.sae.evaluate import evaluate_reconstruction
 from mis_lab.sae.geometry import geometry
 from mis_lab.sae.selectivity import count_classes, selectivity
-from mis_lab.sae.splice import Splice, evaluate_splice
+from mis_lab.sae.splice import Reference, Splice, evaluate_splices
 from mis_lab.sae.thesis_metrics import evaluate_as_thesis
 from mis_lab.sae.units import Features
 
 SPLICE, THESIS, SEARCH = "splice.json", "thesis.json", "search.json"
-GEOMETRY, SELECTIVITY, CLASSES = "geometry", "selectivity", "classes.safetensors"
+GEOMETRY, SELECTIVITY, OUTPUTS, ABLATED = "geometry", "selectivity", "outputs", "ablated"
 PARTS = {"seen": False, "held_out": True}  # of the split score: whether its groups are held out
 
 
 def predicted(lab: Lab) -> Artifact:
-    """The network's top class of every image of the split ``score``."""
+    """What the network makes of every image of the split ``score``."""
     dataset, model = lab.data["score"], lab.config.model
     recipe = Recipe(
         "predictions",
@@ -52,14 +51,43 @@ def predicted(lab: Lab) -> Artifact:
 
     def build(folder: Path) -> None:
         config = lab.config.activations
-        found = [
-            predictions(lab.model, batch.images_bchw).argmax(1).cpu()
-            for batch in batches(dataset, lab.model.transform, config.batch_size, config.workers)
-        ]
-        write_tensors(folder / CLASSES, {"class_n": torch.cat(found)})
-        write_json(folder / SUMMARY, {"n_images": len(dataset), "n_classes": len(torch.cat(found).unique())})
+        found = outputs(lab.model, dataset, config.batch_size, config.workers)
+        write_record(folder, OUTPUTS, found)
+        write_json(folder / SUMMARY, {"n_images": len(dataset), "n_classes": len(found.class_n.unique())})
 
     return lab.store.get(recipe, build)
+
+
+def ablations(lab: Lab) -> dict[str, Artifact]:
+    """By site, what zero and mean ablation cost on every image of the split ``score``; the same for all SAEs."""
+    dataset, config = lab.data["score"], lab.config
+    original = predicted(lab)
+    wanted = {
+        site: Recipe(
+            "ablation",
+            VERSIONS["ablation"],
+            {},
+            {
+                "activations": recipes(lab, "score")[site].key,
+                "train": recipes(lab, "train")[site].key,
+                "predictions": original.key,
+            },
+            label=f"{config.model.name} {site} on {dataset.name}/score",
+        )
+        for site in config.model.sites
+    }
+
+    def build(folders: Mapping[str, Path]) -> None:
+        missing = {site: folders[recipe.key] for site, recipe in wanted.items() if recipe.key in folders}
+        trained_on = {site: read(lab, "train", site) for site in missing}
+        means = {stored.site: stored.moments.mean.float() for stored in trained_on.values()}
+        untouched = read_record(Outputs, original.path, OUTPUTS)
+        found = ablate(lab.model, means, dataset, untouched, config.activations.batch_size, config.activations.workers)
+        for site, folder in missing.items():
+            write_record(folder, ABLATED, found[site])
+            write_json(folder / SUMMARY, {"loss_zero": float(found[site].loss_zero_n.mean())})
+
+    return dict(zip(wanted, lab.store.get_many(list(wanted.values()), build), strict=True))
 
 
 def is_labelled(lab: Lab) -> bool:
@@ -71,7 +99,7 @@ def classes(lab: Lab) -> Tensor:
     """(n images of the split score,) int64: the labels, or where an image has none, the network's predictions."""
     if is_labelled(lab):
         return torch.tensor(lab.data["score"].labels)
-    return read_tensors(predicted(lab).path / CLASSES)["class_n"]
+    return read_record(Outputs, predicted(lab).path, OUTPUTS).class_n
 
 
 def evaluate(lab: Lab, site: str) -> Artifact:
@@ -85,18 +113,19 @@ def evaluate(lab: Lab, site: str) -> Artifact:
         {"held_out": sorted(lab.held_out), "evaluate": plain(lab.config.evaluate)},
         {"activations": stored.key, "sae": trained.key, "train": recipes(lab, "train")[site].key}
         | {"source": activations(lab, "score")[lab.reads(site)].key}
-        | ({} if is_labelled(lab) else {"predictions": predicted(lab).key}),
+        | {"predictions": predicted(lab).key, "ablation": ablations(lab)[site].key},
         label=f"{lab.config.sae.name} at {site}",
     )
 
     def build(folder: Path) -> None:
         autoencoder = sae_io.load(trained.path).to(lab.device)
         scored = read_for_sae(lab, "score", site, load_earlier(lab, site))
-        mean_d = read(lab, "train", site).moments.mean.float()
+        ablated = read_record(Ablated, ablations(lab)[site].path, ABLATED)
+        reference = Reference(read_record(Outputs, predicted(lab).path, OUTPUTS), {site: ablated})
         numbers: dict[str, Any] = {}
         for part, held_out in PARTS.items():
             if chosen := lab.images("score", held_out):
-                told = _quality(lab, autoencoder, scored, mean_d, chosen, folder / part)
+                told = _quality(lab, autoencoder, scored, reference, chosen, folder / part)
                 numbers |= {f"{part}/{name}": value for name, value in told.items()}
         numbers |= _selectivity(lab, site, autoencoder, folder)
         if isinstance(autoencoder, Sae):
@@ -112,7 +141,7 @@ def evaluate(lab: Lab, site: str) -> Artifact:
 
 
 def _quality(
-    lab: Lab, autoencoder: Autoencoder, scored: Any, mean_d: Tensor, chosen: list[int], folder: Path
+    lab: Lab, autoencoder: Autoencoder, scored: Any, reference: Reference, chosen: list[int], folder: Path
 ) -> dict[str, float]:
     """Everything about some images: right formulas, the thesis' own, the cost of splicing, search for better codes."""
     config = lab.config
@@ -120,16 +149,16 @@ def _quality(
     quality.write(folder)
     thesis = evaluate_as_thesis(autoencoder, scored, chosen).numbers()
     write_json(folder / THESIS, thesis)
-    splice = evaluate_splice(
+    in_its_place = Splice(autoencoder, scored.source.site) if isinstance(scored, PairedActivations) else autoencoder
+    splice = evaluate_splices(
         lab.model,
-        scored.site,
-        Splice(autoencoder, scored.source.site) if isinstance(scored, PairedActivations) else autoencoder,
+        {scored.site: in_its_place},
         lab.data["score"],
-        mean_d,
+        reference,
         chosen,
         config.activations.batch_size,
         config.activations.workers,
-    )
+    )[scored.site.path]
     write_json(folder / SPLICE, asdict(splice))
     numbers = quality.numbers() | {name: value for name, value in asdict(splice).items() if isinstance(value, float)}
     numbers |= {f"thesis/{name}": value for name, value in thesis.items()}

@@ -24,7 +24,7 @@ from mis_lab.mis.compare import compare_sites, summarise
 from mis_lab.mis.run import sample_units, score_units
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.pipeline.activations import activations
-from mis_lab.pipeline.evaluation import evaluate, is_labelled, predicted
+from mis_lab.pipeline.evaluation import ablations, evaluate, predicted
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_saes, sae
 from mis_lab.sae import io as sae_io
@@ -217,8 +217,8 @@ def of_stages(lab: Lab) -> dict[str, Artifact]:
     if Stage.sae in wanted and lab.has_sae:
         made |= {f"sae/{site}": sae(lab, site) for site in sites}
     if Stage.evaluate in wanted and lab.has_sae:
-        if not is_labelled(lab):
-            made["predictions"] = predicted(lab)
+        made["predictions"] = predicted(lab)
+        made |= {f"ablation/{site}": artifact for site, artifact in ablations(lab).items()}
         made |= {f"evaluate/{site}": evaluate(lab, site) for site in sites}
     if Stage.mis in wanted:
         made["metric"] = embedding(lab)

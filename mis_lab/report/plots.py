@@ -109,7 +109,7 @@ class Plot:
 
     def legend(self, entries: Sequence[tuple[str, str, str]]) -> None:
         """Name groups by (label, style class, shape) below the plot, which grows by as many rows as they need."""
-        x, y = 12.0, self.svg.height + 6
+        x, y = 12.0, self.svg.height + 12
         for label, css, shape in entries:
             width = 22 + 6.6 * len(label)
             if x > 12 and x + width > self.svg.width:

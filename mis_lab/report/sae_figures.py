@@ -16,7 +16,7 @@ from mis_lab.report.charts import Scale, Svg
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.plots import Axis, Plot
 from mis_lab.report.sae_data import STEP, ClassSelectivity, Superposition, TrainingCourse
-from mis_lab.report.wording import KINDS, count, fixed, named, number, percent
+from mis_lab.report.wording import KINDS, count, fixed, named, number, percent, plural
 
 # Curves of training by the glossary entry that explains them; any other name is a part of the loss.
 CURVE_TERMS = {
@@ -117,7 +117,7 @@ def class_histograms(site: str, found: Sequence[ClassSelectivity]) -> dict[str, 
         svg.axis_label((left + width - 14) / 2, height - 7, "n_active_classes")
         for low, high, share in zip(edges[one.kind][:-1], edges[one.kind][1:], shares[one.kind], strict=True):
             if share:
-                classes = f"{low} classes" if high == low + 1 else f"{low} to {high - 1} classes"
+                classes = plural(int(low), "class", "classes") if high == low + 1 else f"{low} to {high - 1} classes"
                 hint = f"{percent(share, 1)} of the {named(KINDS, one.kind)}: {'dead' if low == 0 else classes}"
                 css = "bar k-none" if low == 0 else f"bar k-{one.kind}"
                 start, end = x(low - 0.5), x(high - 0.5)

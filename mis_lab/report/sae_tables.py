@@ -68,7 +68,7 @@ def superposition_table(saes: Sequence[SiteSae]) -> Table:
 
 
 def revived_table(site: str, course: TrainingCourse) -> Table | None:
-    """Of the features revived after a step (a row), the share that were revived again after another (a column), or were
+    """Of the features revived after a step (a row), the share that were also revived after another (a column), or were
     dead at the last evaluation; None unless some were revived."""
     sets = [(step, features) for step, features in course.fates.revived.items() if features]
     if not sets:
@@ -76,16 +76,21 @@ def revived_table(site: str, course: TrainingCourse) -> Table | None:
     if len(sets) > MOST_SETS:  # evenly spread, first and last among them
         sets = [sets[place] for place in np.linspace(0, len(sets) - 1, MOST_SETS).round().astype(int).tolist()]
     last = max(course.fates.dead, default=None)
-    columns = [(f"{count(step)} again", features) for step, features in sets]
+    columns = [(f"also at {count(step)}", features) for step, features in sets]
     if last is not None:
         columns.append((f"dead at {count(last)}", course.fates.dead[last]))
     shares = overlap_table([features for _, features in sets], [features for _, features in columns])
     rows = []
     for (step, features), values in zip(sets, shares.tolist(), strict=True):
         cells = [
-            Cell(NOTHING, NOTHING) if name == f"{count(step)} again" else number_cell(value, percent(value))
+            Cell(NOTHING, NOTHING) if name == f"also at {count(step)}" else number_cell(value, percent(value))
             for (name, _), value in zip(columns, values, strict=True)
         ]
         rows.append([number_cell(step, count(step)), number_cell(len(features), count(len(features))), *cells])
     head = [Column("revived_step"), Column("n_revived"), *(Column("overlap_share", name) for name, _ in columns)]
-    return Table(f"table-revived-{site}", "Share of the features revived after a step that …", head, rows)
+    return Table(
+        f"table-revived-{site}",
+        "Of the features revived after a step, the share that were revived at another, or dead at the end",
+        head,
+        rows,
+    )

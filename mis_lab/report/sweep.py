@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -26,24 +26,38 @@ from mis_lab.sae.base import Sae
 from mis_lab.sae.stability import Stability, stability
 from mis_lab.sae.train import EVALUATIONS
 
+
+class Measure(NamedTuple):
+    """A number to compare SAEs by.
+
+    Attributes:
+        term: its glossary key.
+        number: its name in the evaluation; empty where it is computed here.
+        high_is_good: whether a high value is good, or a low one.
+    """
+
+    term: str
+    number: str
+    high_is_good: bool
+
+
 RECONSTRUCTION = "reconstruction.safetensors"  # read as it is: what wrote it takes seconds to import
 PARTS = ("held_out", "seen")  # of an evaluation; the first that there is speaks for the SAE
-# Measures of an SAE by glossary key: its number in the evaluation, and whether high is good.
-MEASURES: dict[str, tuple[str, bool]] = {
-    "sweep_fvu": ("fvu", False),
-    "nrmse": ("nrmse", False),
-    "code_l1": ("l1", False),
-    "sweep_dead_share": ("dead_share", False),
-    "sweep_l0": ("l0", False),
-    "loss_difference": ("", False),
-    "sweep_kl": ("kl", False),
-    "sweep_agreement": ("agreement", True),
-    "recovered_zero": ("recovered_zero", True),
-    "recovered_mean": ("recovered_mean", True),
-    "mis_median": ("", True),
-    "mis_mean": ("", True),
+MEASURES = {
+    "fvu": Measure("sweep_fvu", "fvu", False),
+    "nrmse": Measure("nrmse", "nrmse", False),
+    "l1": Measure("code_l1", "l1", False),
+    "dead_share": Measure("sweep_dead_share", "dead_share", False),
+    "l0": Measure("sweep_l0", "l0", False),
+    "loss_difference": Measure("loss_difference", "", False),
+    "kl": Measure("kl", "kl", False),
+    "agreement": Measure("sweep_agreement", "agreement", True),
+    "recovered_zero": Measure("recovered_zero", "recovered_zero", True),
+    "recovered_mean": Measure("recovered_mean", "recovered_mean", True),
+    "mis_median": Measure("mis_median", "", True),
+    "mis_mean": Measure("mis_mean", "", True),
 }
-RANKED = ("sweep_fvu", "nrmse", "code_l1", "sweep_dead_share", "sweep_l0", "loss_difference", "mis_median")
+RANKED = ("fvu", "nrmse", "l1", "dead_share", "l0", "loss_difference", "mis_median")
 SEED = "seed"
 SETTING = ("model", "dataset", "activations", "sae", "trainer")  # what an SAE depends on beside the seed
 MOST_FEATURES = 8192  # of dictionaries that are matched; the time goes with the third power
@@ -109,7 +123,7 @@ class Ranking:
 
     Attributes:
         saes: S of them, the best first.
-        measures: M glossary keys, those that at least one SAE has.
+        measures: M names, those that at least one SAE has.
         counted: M, whether every SAE has the measure; others are shown and do not count.
         values_sm, ranks_sm: (S, M), 1 is best, ties share their mean rank; NaN where unknown.
         mean_rank_s, final_rank_s: (S,) mean over the counted measures, and its rank; NaN when none counts.
@@ -167,7 +181,8 @@ def read_sweep(name: str, results: Sequence[Mapping[str, Any]], store: Path) -> 
         {option: _value(result["config"], option, words) for option in names}
         for result, words in zip(results, given, strict=True)
     ]
-    options = {option: values for option in names if len(values := _ordered(one[option] for one in valued)) > 1}
+    found = {option: _ordered(one[option] for one in valued if one[option]) for option in names}
+    options = {option: values for option, values in found.items() if len(values) > 1}
     runs, saes = [], []
     for result, values in zip(results, valued, strict=True):
         swept = {option: values[option] for option in options}
@@ -199,8 +214,10 @@ def _value(config: Mapping[str, Any], option: str, words: Mapping[str, str]) -> 
         value = value.get(part) if isinstance(value, Mapping) else None
     if isinstance(value, Mapping):  # a preset: by the name that was given, or that it gives itself
         return words.get(option, str(value.get("name", "")))
-    if value is None or isinstance(value, list):
+    if value is None:
         return words.get(option, "")
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -260,7 +277,7 @@ def _saes(result: Mapping[str, Any], options: Mapping[str, str], find: Find) -> 
 
 def _numbers(metrics: Mapping[str, float], site: str) -> dict[str, float]:
     part = next((f"evaluate/{site}/{part}/" for part in PARTS if f"evaluate/{site}/{part}/fvu" in metrics), "")
-    named = {measure: part + name for measure, (name, _) in MEASURES.items() if name}
+    named = {name: part + measure.number for name, measure in MEASURES.items() if measure.number}
     numbers = {measure: float(metrics[name]) for measure, name in named.items() if name in metrics}
     if part + "loss_spliced" in metrics:
         numbers["loss_difference"] = metrics[part + "loss_spliced"] - metrics[part + "loss_original"]
@@ -323,7 +340,7 @@ def rank(saes: Sequence[SweptSae], measures: Sequence[str] = RANKED) -> Ranking:
     ranks_sm = np.full(values_sm.shape, np.nan)
     for place, measure in enumerate(known):
         has_s = np.isfinite(values_sm[:, place])
-        sign = -1 if MEASURES[measure][1] else 1
+        sign = -1 if MEASURES[measure].high_is_good else 1
         ranks_sm[has_s, place] = rankdata(sign * values_sm[has_s, place], method="average")
     counted = [bool(np.isfinite(values_sm[:, place]).all()) for place in range(len(known))]
     mean_s = ranks_sm[:, counted].mean(1) if any(counted) else np.full(len(saes), np.nan)

@@ -16,16 +16,16 @@ from markupsafe import Markup
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.plots import SHAPES, Axis, Plot
 from mis_lab.report.sae_data import STEP
-from mis_lab.report.sweep import Sweep, SweptSae, as_number, by_setting, has_course, pareto_front
+from mis_lab.report.sweep import MEASURES, Sweep, SweptSae, as_number, by_setting, has_course, pareto_front
 from mis_lab.report.wording import count, number, plural
 
 N_COLOURS = 8
 MOST_TICKS = 7
-TRADE_OFFS = {"sweep_fvu": False, "recovered_mean": True}  # against L0; whether high is good
-AGAINST = ("sweep_fvu", "code_l1", "sweep_l0")  # drawn against every option
-EACH_OTHER = (("code_l1", "sweep_fvu"), ("sweep_l0", "code_l1"))  # FVU against L0 is a trade-off
-LINEAR = ("recovered_zero", "recovered_mean", "sweep_agreement", "mis_median", "mis_mean")
-L0 = "sweep_l0"
+TRADE_OFFS = {"fvu": False, "recovered_mean": True}  # against L0; whether high is good
+AGAINST = ("fvu", "l1", "l0")  # drawn against every option
+EACH_OTHER = (("l1", "fvu"), ("l0", "l1"))  # FVU against L0 is a trade-off
+LINEAR = ("recovered_zero", "recovered_mean", "agreement", "mis_median", "mis_mean")
+L0 = "l0"
 
 
 class Style(NamedTuple):
@@ -90,8 +90,8 @@ def charts(sweep: Sweep, with_legend: bool = False) -> list[SweepChart]:
             for measure in AGAINST:
                 plot = against_option(sweep, site, option, measure, groups)
                 add("options", option, f"{option}_{measure}", site, plot, told)
-    for site in sweep.sites if len(sweep.saes) > len(sweep.sites) else ():
-        for x, y in EACH_OTHER:
+    for x, y in EACH_OTHER if len(sweep.saes) > len(sweep.sites) else ():
+        for site in sweep.sites:
             add("options", "each other", f"{x}_{y}", site, relation(sweep, site, x, y), legend)
     paths = course_styles(sweep)
     told = list(paths.values()) if len(paths) > 1 else []
@@ -109,20 +109,25 @@ def architecture_styles(sweep: Sweep) -> dict[str, Style]:
 
 def other_styles(sweep: Sweep, option: str) -> dict[str, Style]:
     """Values of all options but one, in words → style; architectures, where no other option differs."""
-    found = {others(sae, option): sae.options for sae in sweep.saes if sae.options[option]}
-
-    def place(label: str) -> list[int]:
-        return [values.index(found[label][name]) for name, values in sweep.options.items() if name != option]
-
-    labels = sorted(found, key=lambda label: (place(label), label))
-    return {label: _style(label, place) for place, label in enumerate(labels)}
+    saes = [sae for sae in sweep.saes if sae.options[option]]
+    return _styles(sweep, saes, option)
 
 
 def course_styles(sweep: Sweep) -> dict[str, Style]:
     """Values of all options, in words → style; architectures, where colours would not do."""
-    labels = list(dict.fromkeys(others(sae) for sae in sweep.saes if has_course(sae)))
-    if len(labels) > N_COLOURS:
-        return architecture_styles(sweep)
+    found = _styles(sweep, [sae for sae in sweep.saes if has_course(sae)])
+    return found if len(found) <= N_COLOURS else architecture_styles(sweep)
+
+
+def _styles(sweep: Sweep, saes: Sequence[SweptSae], but: str = "") -> dict[str, Style]:
+    """What :func:`others` says of the SAEs → style, in the order of the options' values."""
+    found = {others(sae, but): sae.options for sae in saes}
+
+    def places(label: str) -> list[int]:
+        order = {name: [*values, ""] for name, values in sweep.options.items() if name != but}
+        return [values.index(found[label][name]) for name, values in order.items()]
+
+    labels = sorted(found, key=lambda label: (places(label), label))
     return {label: _style(label, place) for place, label in enumerate(labels)}
 
 
@@ -141,7 +146,7 @@ def pareto(sweep: Sweep, site: str, measure: str, high_is_good: bool) -> Plot | 
     points = _points(sweep.at(site), lambda sae: sae.number(L0), lambda sae: sae.number(measure))
     if not points:
         return None
-    plot = _frame(f"{GLOSSARY[measure].label} against L0 at {site}", points, Axis((), L0), _axis(measure))
+    plot = _frame(f"{label(measure)} against L0 at {site}", points, _axis(L0), _axis(measure))
     front = pareto_front([(point.x, point.y) for point in points], high_is_good)
     corners = [(points[front[0]].x, points[front[0]].y)]
     for before, after in pairwise(points[place] for place in front):
@@ -156,7 +161,7 @@ def relation(sweep: Sweep, site: str, x: str, y: str) -> Plot | None:
     points = _points(sweep.at(site), lambda sae: sae.number(x), lambda sae: sae.number(y))
     if not points:
         return None
-    plot = _frame(f"{GLOSSARY[y].label} against {GLOSSARY[x].label} at {site}", points, _axis(x), _axis(y))
+    plot = _frame(f"{label(y)} against {label(x)} at {site}", points, _axis(x), _axis(y))
     _mark(plot, points, architecture_styles(sweep), lambda sae: sae.architecture)
     return plot
 
@@ -177,9 +182,9 @@ def against_option(sweep: Sweep, site: str, option: str, measure: str, styles: M
     ticks = [(float(place or 0), value) for value, place in places.items()]
     ticks = ticks if not is_number or len(ticks) <= MOST_TICKS else []
     x = Axis((), label=option, ticks=ticks, log=None if is_number else False)
-    plot = _frame(f"{GLOSSARY[measure].label} against {option} at {site}", points, x, _axis(measure))
-    for label, style in styles.items() if is_number else ():
-        line = sorted((point.x, point.y) for point in points if others(point.saes[0], option) == label)
+    plot = _frame(f"{label(measure)} against {option} at {site}", points, x, _axis(measure))
+    for words, style in styles.items() if is_number else ():
+        line = sorted((point.x, point.y) for point in points if others(point.saes[0], option) == words)
         plot.line([px for px, _ in line], [py for _, py in line], f"joined {style.css}")
     _mark(plot, points, styles, lambda sae: others(sae, option))
     return plot
@@ -228,7 +233,12 @@ def densities(sweep: Sweep, site: str) -> Plot | None:
 
 def _axis(measure: str) -> Axis:
     """Shares that may be negative stay linear whatever their values are, so that sites read alike."""
-    return Axis((), measure, log=False if measure in LINEAR else None)
+    return Axis((), MEASURES[measure].term, log=False if measure in LINEAR else None)
+
+
+def label(measure: str) -> str:
+    """A measure as in tables."""
+    return GLOSSARY[MEASURES[measure].term].label
 
 
 Value = Callable[[SweptSae], float]

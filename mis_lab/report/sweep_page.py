@@ -18,7 +18,7 @@ from mis_lab.report.charts import standalone
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.page import environment
 from mis_lab.report.sweep import MEASURES, RANKED, Ranking, Sweep, SweptSae, as_number, rank
-from mis_lab.report.sweep_figures import SweepChart, charts
+from mis_lab.report.sweep_figures import SweepChart, charts, label
 from mis_lab.report.tables import Cell, Column, Table, number_cell, word_cell
 from mis_lab.report.wording import NOTHING, count, fixed, listed, number, percent, plural
 
@@ -34,7 +34,7 @@ SECTIONS = {
     "runs": "Runs",
     "glossary": "Glossary",
 }
-PERCENT = ("sweep_dead_share", "sweep_agreement")
+PERCENT = ("dead_share", "agreement")
 MOST_COLUMNS = 24  # runs side by side in the table of all numbers
 MOST_NUMBERS = 400
 
@@ -43,7 +43,7 @@ def write_sweep(sweep: Sweep, folder: Path, measures: Sequence[str] = RANKED) ->
     """Write the page and its figures into `folder`.
 
     Args:
-        measures: to rank by, keys of :data:`mis_lab.report.sweep.MEASURES`.
+        measures: to rank by, names of :data:`mis_lab.report.sweep.MEASURES`.
 
     Raises:
         ConfigError: when a measure is unknown.
@@ -95,9 +95,7 @@ def _lead(sweep: Sweep, rankings: dict[str, Ranking]) -> list[str]:
     """What to know first, in sentences."""
     told = []
     if sweep.options:
-        options = [
-            f"{name} ({', '.join(value or 'not given' for value in values)})" for name, values in sweep.options.items()
-        ]
+        options = [f"{name} ({', '.join(values)})" for name, values in sweep.options.items()]
         told.append(f"The runs differ in {listed(options)}{' and in their seed' if sweep.n_seeds > 1 else ''}.")
     elif len(sweep.runs) > 1:
         told.append("The runs differ in their seed alone." if sweep.n_seeds > 1 else "No option differs between runs.")
@@ -121,7 +119,7 @@ def sae_words(sae: SweptSae) -> str:
 
 def _uncounted(rankings: dict[str, Ranking]) -> list[str]:
     labels = [
-        GLOSSARY[measure].label
+        label(measure)
         for one in rankings.values()
         for measure, counted in zip(one.measures, one.counted, strict=True)
         if not counted
@@ -135,8 +133,8 @@ def ranking_table(site: str, one: Ranking, sweep: Sweep) -> Table:
     columns += [] if "sae" in sweep.options else [Column(label="SAE")]
     columns += [Column(label=option) for option in sweep.options] + [Column(label="Seed")]
     for measure in one.measures:
-        arrow = "↑" if MEASURES[measure][1] else "↓"
-        columns.append(Column(measure, f"{GLOSSARY[measure].label} {arrow}"))
+        arrow = "↑" if MEASURES[measure].high_is_good else "↓"
+        columns.append(Column(MEASURES[measure].term, f"{label(measure)} {arrow}"))
     rows = []
     for place, sae in enumerate(one.saes):
         final, mean = float(one.final_rank_s[place]), float(one.mean_rank_s[place])

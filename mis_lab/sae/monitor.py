@@ -21,8 +21,8 @@ class Monitor:
         n_evaluations: evaluations in all.
 
     Attributes:
-        history: name → values, ``step`` (steps taken by then) among the names: fvu about the held-out vectors' own mean,
-            l0, and ``silent_share``, the share of features that fire on none of them.
+        history: name → values, ``step`` (steps taken by then) among the names: fvu about the held-out vectors' own
+            mean, l0, and ``silent_share``, the share of features that fire on none of them.
         dead: steps taken → features dead in training by then.
     """
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mis_lab.core.errors import ConfigError, DataError
@@ -24,6 +23,17 @@ from mis_lab.model.capture import predictions
 from mis_lab.model.intervene import intervene
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
+from mis_lab.sae.ablation import (
+    Ablated,
+    Outputs,
+    ablate,
+    kl,
+    log_probabilities,
+    losses,
+    outputs,
+    require_classes,
+    targets,
+)
 from mis_lab.sae.base import Autoencoder
 
 SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
@@ -141,6 +151,18 @@ class SpliceQuality:
     reason: str
 
 
+class Reference(NamedTuple):
+    """What splicing is compared with, measured once for all SAEs (`ablation.py`).
+
+    Attributes:
+        original: of all images of the data set.
+        ablated: by the site's path.
+    """
+
+    original: Outputs
+    ablated: Mapping[str, Ablated]
+
+
 def evaluate_splice(
     model: LoadedModel,
     site: Site,
@@ -151,8 +173,10 @@ def evaluate_splice(
     batch_size: int = 64,
     workers: int = 0,
 ) -> SpliceQuality:
-    """:func:`evaluate_splices` for one site."""
-    return evaluate_splices(model, {site: sae}, dataset, {site: mean_d}, indices, batch_size, workers)[site.path]
+    """:func:`evaluate_splices` for one site, its ablations measured first."""
+    original = outputs(model, dataset, batch_size, workers)
+    reference = Reference(original, ablate(model, {site: mean_d}, dataset, original, batch_size, workers))
+    return evaluate_splices(model, {site: sae}, dataset, reference, indices, batch_size, workers)[site.path]
 
 
 @torch.inference_mode()
@@ -160,92 +184,62 @@ def evaluate_splices(
     model: LoadedModel,
     saes: Mapping[Site, Spliced],
     dataset: ImageDataset,
-    means: Mapping[Site, Tensor],
+    reference: Reference,
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
     workers: int = 0,
 ) -> dict[str, SpliceQuality]:
-    """Quality of each SAE spliced in alone, by its site's path; one pass over the images.
+    """Quality of each SAE spliced in alone, by its site's path; one pass over the images and one forward pass an SAE.
 
     The target is the label where every image has one and the data set's classes are as many as the network's, else the
     untouched network's own prediction.
 
     Args:
         saes: one by the site that is written, on the model's device.
-        means: (D,) mean vector of each site over its training data, for mean ablation.
+        reference: of the same network and images.
         indices: images to evaluate on (all by default).
 
     Raises:
         ConfigError: when an SAE's width is not its site's, or the network has no classes.
         DataError: when there are no images.
     """
-    if not model.n_classes:
-        raise ConfigError(f"model {model.name} does not put out (images, classes): no loss to recover")
+    require_classes(model)
     chosen = list(range(len(dataset)) if indices is None else indices)
     if not chosen:
         raise DataError("no images to evaluate a spliced SAE on", fix="Check dataset.split.hold_out and limit.")
-    labels = [dataset.labels[index] for index in chosen]
-    labelled = min(labels) >= 0 and len(dataset.class_names) == model.n_classes
-    totals = {site: _Totals() for site in saes}
+    target, target_n = targets(model, dataset, reference.original.class_n)
+    sums: dict[Site, dict[str, float]] = {site: {} for site in saes}
     n_batches = -(-len(chosen) // batch_size)
-    done = 0
     for batch in progress(
         batches(dataset, model.transform, batch_size, workers, chosen), "splicing SAEs in", n_batches, unit="batch"
     ):
-        original_bk = predictions(model, batch.images_bchw).double()
-        if labelled:
-            target_b = torch.tensor(labels[done : done + len(original_bk)], device=original_bk.device)
-        else:
-            target_b = original_bk.argmax(1)
-        done += len(original_bk)
+        original_bk = log_probabilities(reference.original.logits_nk[batch.indices])
+        target_b = target_n[batch.indices]
         for site, sae in saes.items():
             with spliced(model, {site: sae}):
-                spliced_bk = predictions(model, batch.images_bchw).double()
-            with intervene(model, {site: torch.zeros_like}):
-                zero_bk = predictions(model, batch.images_bchw).double()
-            with intervene(model, {site: _constant(means[site])}):
-                mean_bk = predictions(model, batch.images_bchw).double()
-            totals[site].add(target_b, original_bk, spliced_bk, zero_bk, mean_bk)
-    target = "label" if labelled else "prediction"
-    return {site.path: total.quality(target, len(chosen)) for site, total in totals.items()}
+                spliced_bk = log_probabilities(predictions(model, batch.images_bchw))
+            numbers = {
+                "agreement": (spliced_bk.argmax(1) == original_bk.argmax(1)).double(),
+                "loss_original": losses(original_bk, target_b),
+                "loss_spliced": losses(spliced_bk, target_b),
+                "kl": kl(original_bk, spliced_bk),
+                "kl_reversed": kl(spliced_bk, original_bk),
+            }
+            for name, cost_n in vars(reference.ablated[site.path]).items():
+                numbers[name.removesuffix("_n")] = cost_n[batch.indices]
+            for name, number_b in numbers.items():
+                sums[site][name] = sums[site].get(name, 0.0) + float(number_b.sum())
+    return {site.path: _quality(total, target, len(chosen)) for site, total in sums.items()}
 
 
-def _constant(value_d: Tensor) -> Replace:
-    return lambda x_bpd: value_d.to(x_bpd).expand_as(x_bpd)
-
-
-class _Totals:
-    """Sums over the batches so far, float64."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-
-    def add(self, target_b: Tensor, original_bk: Tensor, spliced_bk: Tensor, zero_bk: Tensor, mean_bk: Tensor) -> None:
-        numbers: dict[str, Tensor] = {"agreement": (spliced_bk.argmax(1) == original_bk.argmax(1)).double()}
-        outputs = {"original": original_bk, "spliced": spliced_bk, "zero": zero_bk, "mean": mean_bk}
-        logs = {name: logits_bk.log_softmax(1) for name, logits_bk in outputs.items()}
-        for name, log_bk in logs.items():
-            numbers[f"loss_{name}"] = F.nll_loss(log_bk, target_b, reduction="none")
-        numbers["kl"] = _kl(logs["original"], logs["spliced"])
-        numbers["kl_reversed"] = _kl(logs["spliced"], logs["original"])
-        numbers["kl_zero"] = _kl(logs["original"], logs["zero"])
-        numbers["kl_mean"] = _kl(logs["original"], logs["mean"])
-        for name, number_b in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(number_b.sum())
-
-    def quality(self, target: str, n_images: int) -> SpliceQuality:
-        means: dict[str, Any] = {name: total / n_images for name, total in self.sums.items()}
-        reasons = []
-        for ablation in ("zero", "mean"):
-            drop = means[f"loss_{ablation}"] - means["loss_original"]
-            if drop < SMALLEST_DROP:
-                means[f"recovered_{ablation}"] = None
-                reasons.append(f"{ablation} ablation costs {drop:.2g} nats, less than {SMALLEST_DROP:g}")
-            else:
-                means[f"recovered_{ablation}"] = (means[f"loss_{ablation}"] - means["loss_spliced"]) / drop
-        return SpliceQuality(target=target, n_images=n_images, reason="; ".join(reasons), **means)
-
-
-def _kl(log_p_bk: Tensor, log_q_bk: Tensor) -> Tensor:
-    """(B,) KL(p ‖ q) of the rows."""
-    return F.kl_div(log_q_bk, log_p_bk, reduction="none", log_target=True).sum(1)
+def _quality(sums: Mapping[str, float], target: str, n_images: int) -> SpliceQuality:
+    means: dict[str, Any] = {name: total / n_images for name, total in sums.items()}
+    reasons = []
+    for ablation in ("zero", "mean"):
+        drop = means[f"loss_{ablation}"] - means["loss_original"]
+        if drop < SMALLEST_DROP:
+            means[f"recovered_{ablation}"] = None
+            reasons.append(f"{ablation} ablation costs {drop:.2g} nats, less than {SMALLEST_DROP:g}")
+        else:
+            means[f"recovered_{ablation}"] = (means[f"loss_{ablation}"] - means["loss_spliced"]) / drop
+    return SpliceQuality(target=target, n_images=n_images, reason="; ".join(reasons), **means)

@@ -126,7 +126,8 @@ class _Run:
     """One job under way."""
 
     def __init__(self, job: Job, loader: Vectors, held_out_nd: Tensor | None) -> None:
-        self.job, self.loader, self.error = job, loader, None
+        self.job, self.loader = job, loader
+        self.error: DataError | None = None
         sae, config = job.sae, job.config
         job.folder.mkdir(parents=True, exist_ok=True)
         self.key = content_key(
@@ -156,14 +157,10 @@ class _Run:
         self.training = Training(sae.train(), config, resampler, monitor)
         if state is not None:
             self.training.restore(state)
-            logger.info(
-                "going on from step %d of %d (%s)", self.training.step, config.n_steps, job.folder / CHECKPOINT
-            )
+            logger.info("going on from step %d of %d (%s)", self.training.step, config.n_steps, job.folder / CHECKPOINT)
 
     def is_due(self, step: int) -> bool:
-        return (
-            self.error is None and self.is_stepped and self.training.step == step and step < self.job.config.n_steps
-        )
+        return self.error is None and self.is_stepped and self.training.step == step and step < self.job.config.n_steps
 
     def advance(self, x_bd: Tensor, alone: bool) -> None:
         config, training = self.job.config, self.training

@@ -158,9 +158,7 @@ class TrainerConfig:
         if any(len(point) != 2 or point[0] < 0 or point[1] < 0 for point in points) or any(
             a[0] >= b[0] for a, b in pairwise(points)
         ):
-            raise ConfigError(
-                f"trainer.sparsity_schedule={points} must be points [share, factor] with rising shares"
-            )
+            raise ConfigError(f"trainer.sparsity_schedule={points} must be points [share, factor] with rising shares")
 
     @property
     def n_steps(self) -> int:

@@ -69,7 +69,8 @@ def test_example_runs_as_a_library(tmp_path: Path) -> None:
 
 
 def test_three_lines_load_an_sae() -> None:
-    (block,) = re.findall(r"^```python\n(from mis_lab\.sae import load_sae\n.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    pattern = r"^```python\n(from mis_lab\.sae import load_sae\n.*?)^```$"
+    (block,) = re.findall(pattern, README, re.DOTALL | re.MULTILINE)
     names = {"activations": torch.randn(5, 112, generator=torch.Generator().manual_seed(0))}
     exec(block, names)
     assert names["codes"].shape == (5, 448)

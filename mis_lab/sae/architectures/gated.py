@@ -1,7 +1,8 @@
 """Gated SAE: gates decide which features are active, magnitudes how strong; the L1 penalty acts on the gates alone.
 
-π = W_enc·(x − b_dec) + b_enc, f = 1[π > 0] ⊙ ReLU(e^{r_mag} ⊙ W_enc·(x − b_dec) + b_mag), x̂ = fᵀ·W_dec + b_dec.
-Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders" (arXiv 2404.16014, eq. 5 to 8).
+π = W_enc·(x − b_dec) + b_enc, f = 1[π > 0] ⊙ ReLU(e^r ⊙ W_enc·(x − b_dec) + b_mag), x̂ = fᵀ·W_dec + b_dec.
+Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders", arXiv 2404.16014 (eq. 5 to
+8).
 docs/sae/gated.md.
 """
 

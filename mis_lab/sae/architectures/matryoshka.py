@@ -47,7 +47,7 @@ class MatryoshkaSae(BatchTopKSae):
     def reconstruction_loss(
         self, source_nd: Tensor, target_nd: Tensor, error_nd: Tensor, coded: Coded, step: StepInfo
     ) -> Tensor:
-        """Mean over the prefixes of their FVU: 1/|M| Σ_m ‖x − (z_{:m}·W_dec,{:m} + b_dec)‖² (eq. 3; the mean and no term
-        of b_dec alone, so that one prefix gives BatchTopK's loss). AuxK sees the residual of all features."""
+        """Mean over the prefixes of their FVU: 1/|M| Σ_m ‖x − (z_{:m}·W_dec,{:m} + b_dec)‖² (eq. 3; the mean, and no
+        term of b_dec alone, so that one prefix gives BatchTopK's loss). AuxK sees the residual of all features."""
         prefix_gnd = coded.decoded_gbd.cumsum(0)
         return self.fvu(target_nd - self.b_dec - prefix_gnd).mean()

@@ -1,6 +1,6 @@
 """ReLU SAE with an L1 penalty: f = ReLU(W_enc·(x − b_dec) + b_enc), x̂ = fᵀ·W_dec + b_dec.
 
-Bricken et al. 2023, "Towards Monosemanticity" (form ``bricken``); Toussaint 2024 (form ``thesis``); Conerly et al. 2024,
+Bricken et al. 2023, "Towards Monosemanticity" (form ``bricken``); Toussaint 2024 (form ``thesis``); Conerly et al.,
 "Update on how we train SAEs", April 2024 (form ``april``). docs/sae/relu.md.
 """
 
@@ -39,8 +39,8 @@ class ReluSae(Sae):
     def initialise(
         self, sample_nd: Tensor, generator: torch.Generator, normalisation: Normalisation = Normalisation.unit_variance
     ) -> None:
-        """As every SAE; atoms and encoder rows of April 2024 have norm 0.1, and its encoder bias starts where a pre-bias
-        of b_dec would put it (there: 0, on data without a mean)."""
+        """As every SAE; atoms and encoder rows of April 2024 have norm 0.1, and its encoder bias starts where a
+        pre-bias of b_dec would put it (there: 0, on data without a mean)."""
         super().initialise(sample_nd, generator, normalisation)
         if self.has_free_atoms:
             self.W_dec.mul_(INITIAL_NORM)

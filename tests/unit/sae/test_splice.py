@@ -21,9 +21,10 @@ from mis_lab.model.capture import Capture, predictions
 from mis_lab.model.config import ModelConfig
 from mis_lab.model.load import LoadedModel, load_model
 from mis_lab.model.sites import Site, resolve_sites
+from mis_lab.sae.ablation import ablate, outputs
 from mis_lab.sae.architectures.transcoder import TranscoderSae
 from mis_lab.sae.further_config import TranscoderConfig
-from mis_lab.sae.splice import Splice, SpliceQuality, evaluate_splice, evaluate_splices, spliced
+from mis_lab.sae.splice import Reference, Splice, SpliceQuality, evaluate_splice, evaluate_splices, spliced
 
 N_IMAGES, SIZE, N_CLASSES = 23, 6, 5
 
@@ -173,11 +174,16 @@ def test_all_sites_in_one_pass_are_each_site_alone(
 ) -> None:
     saes = {site: affine(site.width, 0.8) for site in sites}
     chosen = [3, 20, 7]
-    together = evaluate_splices(model, saes, Noise(), means, chosen, batch_size=2)
+    original = outputs(model, Noise(), batch_size=5)
+    reference = Reference(original, ablate(model, means, Noise(), original, batch_size=3))
+    together = evaluate_splices(model, saes, Noise(), reference, chosen, batch_size=2)
     assert list(together) == ["act1", "act2"]
     for site, sae in saes.items():
-        assert together[site.path] == evaluate_splice(model, site, sae, Noise(), means[site], chosen, batch_size=2)
+        alone = evaluate_splice(model, site, sae, Noise(), means[site], chosen, batch_size=2)
         assert together[site.path].n_images == 3
+        for name, value in vars(alone).items():
+            expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+            assert getattr(together[site.path], name) == expected, name
 
 
 @pytest.mark.parametrize(
