@@ -73,7 +73,7 @@ def _curve(site: str, course: TrainingCourse, name: str, width: int, height: int
     )
     for told, (x, y) in series.items():
         css = "k-feature" if told == "training" else "k-held s-random"
-        plot.line(x, y, css)
+        plot.line(x.tolist(), y.tolist(), css)
         if told == "held out" or len(x) == 1:
             for step, value in zip(x, y, strict=True):
                 plot.point(step, value, css, f"{told}, step {count(int(step))}: {number(value)}")
