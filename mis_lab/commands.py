@@ -1,4 +1,4 @@
-"""The subcommands of ``mis-lab``. Torch is imported by ``model``, ``sae`` and ``sweep`` alone, when they run."""
+"""The subcommands of ``mis-lab``. ``model``, ``sae``, ``mis`` and ``sweep`` alone import torch, when they run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mis_lab.core.errors import EXIT_FAILED, EXIT_OK, MisLabError, nearest_first
 from mis_lab.core.files import read_json
 from mis_lab.core.keys import hash_file
 from mis_lab.core.store import MANIFEST, Store
+from mis_lab.mis_commands import mis
 from mis_lab.sae_commands import sae
 
 
@@ -172,11 +173,11 @@ def sweep(argv: list[str]) -> int:
     results = list(_results(folder))
     if not results:
         raise MisLabError(f"no finished run called {arguments.name}", looked=folder.resolve())
-    overridden = sorted({word.split("=", 1)[0] for result in results for word in result["overrides"]})
+    given = [_given(result["overrides"]) for result in results]
+    overridden = sorted({option for words in given for option in words})
     metrics = sorted({name for result in results for name in result["metrics"]})
     rows = []
-    for result in results:
-        values = dict(word.split("=", 1) for word in result["overrides"])
+    for result, values in zip(results, given, strict=True):
         rows.append(
             [
                 result["run_key"],
@@ -194,6 +195,11 @@ def sweep(argv: list[str]) -> int:
     page = write_sweep(read_sweep(arguments.name, results, _paths()[1]), folder, measures)
     _say(f"{len(rows)} runs; also in {folder / 'runs.csv'} and {page}")
     return EXIT_OK
+
+
+def _given(overrides: Iterable[str]) -> dict[str, str]:
+    """Option → value as typed; a word without a value (``~option``) has an empty one."""
+    return {option: value for option, _, value in (word.partition("=") for word in overrides)}
 
 
 def report(argv: list[str]) -> int:
@@ -274,6 +280,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "store": store,
     "model": model,
     "sae": sae,
+    "mis": mis,
     "sweep": sweep,
     "report": report,
     "rerun": rerun,

@@ -6,6 +6,7 @@ YAML presets under ``conf/`` fill these schemas; a wrong group, key, type or enu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,9 +27,12 @@ from mis_lab.dataset.config import (
     PhotoPatchesConfig,
 )
 from mis_lab.metric.config import (
+    DreamSimConfig,
     EmbeddingConfig,
     ExternalMetricConfig,
+    LabelsConfig,
     LpipsBaselineSqueezeConfig,
+    LpipsConfig,
     MetricConfig,
 )
 from mis_lab.mis.config import MisConfig
@@ -84,7 +88,8 @@ class RunConfig:
 
     Attributes:
         name: folder of the run, and its group in W&B.
-        seed: of everything random in this run (SAE initialisation and order, tasks, controls, bootstrap).
+        seed: of everything random in this run (start of SAEs, tasks, controls, bootstrap), but for the order of the
+            data in training (trainer.order_seed).
         device: auto, cpu, cuda, cuda:N, mps.
         threads: CPU threads of torch (0 = its own choice).
         stages: which stages to run; those left out are read from the store where a later one needs them.
@@ -148,6 +153,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "metric": {
         "lpips_baseline_squeeze": LpipsBaselineSqueezeConfig,
         "embedding": EmbeddingConfig,
+        "lpips": LpipsConfig,
+        "dreamsim": DreamSimConfig,
+        "labels": LabelsConfig,
         "external": ExternalMetricConfig,
     },
     "mis": {"base": MisConfig},
@@ -182,6 +190,18 @@ def _with_an_effect(content: dict[Any, Any], config: DictConfig) -> dict[Any, An
         for name, value in content.items()
         if marks.get(name, {}).get("affects_result", True)
     }
+
+
+def _unknown(config: DictConfig, start: str = "") -> Iterator[str]:
+    """Options that a ``+`` on the command line added beside those of the schema."""
+    schema = OmegaConf.get_type(config)
+    known = {each.name for each in fields(schema)} if is_dataclass(schema) else None
+    for name in config:
+        path = f"{start}{name}"
+        if known is not None and name not in known:
+            yield path
+        elif not OmegaConf.is_missing(config, name) and OmegaConf.is_dict(config[name]):
+            yield from _unknown(config[name], f"{path}.")
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
@@ -219,6 +239,10 @@ def validate(config: DictConfig) -> RunConfig:
     if missing:
         raise ConfigError(
             f"no value for {', '.join(missing)}", fix=f"Set {missing[0]}=... on the command line or in a preset."
+        )
+    if unknown := sorted(_unknown(config)):
+        raise ConfigError(
+            f"no option {', '.join(unknown)}", fix="Leave out the '+', so that a typing error is told when composed."
         )
     try:
         groups: Any = OmegaConf.to_object(config)

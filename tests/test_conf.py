@@ -35,7 +35,10 @@ NO_EFFECT = {
     "activations.workers",
     "circuit.batch_size",
     "metric.batch_size",
+    "metric.download",
+    "metric.folder",
     "metric.model.channels_last",
+    "metric.trunk",
     "mis.chunk",
     "model.channels_last",
     "trainer.checkpoint_steps",
@@ -241,6 +244,7 @@ def test_a_typo_in_a_preset_fails_when_composed(compose: Compose, conf: Path) ->
         ("trainer.warmup=0.9", "trainer.warmup"),
         ("metric.temperature=-1", "metric.temperature"),
         ("metric.size=16", "metric.size"),
+        ("metric.sketch=-1", "metric.sketch"),
         ("mis.n_tasks=0", "mis.n_tasks"),
         ("mis.quantile=0.6", "mis.quantile"),
         ("mis.negatives=[]", "mis.negatives"),
@@ -297,7 +301,7 @@ def another(value: Any) -> Any:
     [
         ["experiment=quickstart"],
         ["experiment=mnist", "sae=relu", "metric=embedding"],
-        ["dataset=image_folder", "dataset.root=/data/birds", "sae=none"],
+        ["dataset=image_folder", "dataset.root=/data/birds", "sae=none", "metric=dreamsim"],
     ],
     ids=" ".join,
 )

@@ -26,6 +26,7 @@ from mis_lab.core.files import full_disk_is_told, read_json, write_json
 from mis_lab.core.keys import content_key, hash_file, plain
 
 MANIFEST, BUILDING = "manifest.json", ".building-"
+WHOLE = ".whole"  # in a folder under construction: finished, to be published even if another of the same build fails
 SECONDS_BETWEEN_WAITING_LINES = 30.0
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class Store:
 
         Args:
             recipes: what is wanted, each key once.
-            build: gets key → folder for the missing ones only and fills every folder.
+            build: gets key → folder for the missing ones only and fills every folder. A folder into which it has put
+                the file ``WHOLE`` is published even if the build fails afterwards.
         """
         if any(self.find(recipe) is None for recipe in recipes):
             with ExitStack() as locks:
@@ -125,11 +127,15 @@ class Store:
         except BaseException:
             for recipe in missing:
                 folder = folders[recipe.key]
+                if (folder / WHOLE).exists():
+                    self._publish(recipe, folder, time.time() - started)
+                    continue
                 if not (recipe.resumable and folder.exists() and any(folder.iterdir())):  # nothing to go on from
                     shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _publish(self, recipe: Recipe, folder: Path, seconds: float) -> None:
+        (folder / WHOLE).unlink(missing_ok=True)
         files = {
             str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted(folder.rglob("*"))
@@ -208,9 +214,18 @@ class Store:
 
 
 class PlannedStore(Store):
-    """Says what would be computed, and computes nothing: every artifact is taken as published."""
+    """Says what would be computed, and computes nothing: every artifact is taken as published.
+
+    Attributes:
+        asked: every recipe that was asked for, by key.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: dict[str, Recipe] = {}
 
     def get_many(self, recipes: Sequence[Recipe], build: Callable[[Mapping[str, Path]], None]) -> list[Artifact]:
+        self.asked |= {recipe.key: recipe for recipe in recipes}
         return [Artifact(recipe, recipe.key, self.path(recipe)) for recipe in recipes]
 
 

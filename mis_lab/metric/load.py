@@ -6,6 +6,7 @@ import torch
 
 from mis_lab.core.build import build
 from mis_lab.core.errors import ConfigError
+from mis_lab.core.keys import content_key
 from mis_lab.metric.base import MARGIN_FACTORS, Metric
 from mis_lab.metric.config import MetricConfig
 
@@ -33,4 +34,6 @@ def load_metric(config: MetricConfig, device: torch.device | str = "cpu") -> Met
             f"metric {metric.name} has no fingerprint",
             fix="Set a string that changes whenever its embeddings do.",
         )
+    if config.z_score:
+        metric.fingerprint = content_key({"metric": metric.fingerprint, "z_score": True})
     return metric

@@ -17,24 +17,42 @@ class Protocol(Enum):
         (Borowski et al. 2021; Zimmermann et al. 2023).
     quantile: K+1 distinct images of the `quantile` most extreme a task; the query is the least extreme of
         them (the reference code).
+    hard: explanations from the KN most extreme images in K bins, queries from the N images at a percentile of
+        the ranking (Zimmermann et al. 2023).
+    inner_quantile: as extreme, without the images beyond the `quantile` at either end (the reference's development
+        branches). A feature that is active on few more images than that has no number: it is too_rare.
     """
 
     extreme = 0
     quantile = 1
+    hard = 2
+    inner_quantile = 3
 
 
 class Query(Enum):
-    """Which of a task's K+1 images is the query."""
+    """Which of a side's images are asked about: those of the first bin, of the last one, or at a percentile."""
 
     most_extreme = 0
     least_extreme = 1
+    percentile = 2
+
+
+class NegativeQuery(Enum):
+    """Which of the least active images are asked about: as :class:`Query`, the same place of the ranking by default."""
+
+    same = 0
+    most_extreme = 1
+    least_extreme = 2
+    percentile = 3
 
 
 class Negatives(Enum):
-    """The weakly activating side: the least active images, or random ones outside the top pool."""
+    """The weakly activating side: the least active images, random ones outside the top pool, or random ones outside
+    it with the classes of the task's strongly activating images."""
 
     bottom = 0
     random = 1
+    within_class = 2
 
 
 @dataclass
@@ -43,10 +61,14 @@ class MisConfig:
 
     Attributes:
         protocol, query: see :class:`Protocol`, :class:`Query`.
+        query_negative: of the least active images, where they are asked about at another place of their ranking.
+        query_percentile: p of protocol hard: queries start where p % of the images are less extreme.
         n_explanations: K, images that explain a side.
         n_tasks: N, tasks a unit.
         min_tasks: a unit with fewer possible tasks is ``too_rare`` and gets no number.
-        quantile: for `protocol` quantile, share of the images in the pool (at most 0.5).
+        pool_size: images of a side that tasks are drawn from, so that N changes the precision alone; 0 for N(K+1) or
+            the `quantile`. Beyond pool_size / (K+1) tasks images recur.
+        quantile: share of the images in the pool (protocol quantile) or left out at either end (inner_quantile).
         negatives: scored side by side.
         one_per_group: no two images of one side of a task share a group.
         image_activation: see :class:`~mis_lab.activations.config.ImageActivation`.
@@ -59,9 +81,12 @@ class MisConfig:
 
     protocol: Protocol = Protocol.extreme
     query: Query = Query.most_extreme
+    query_negative: NegativeQuery = NegativeQuery.same
+    query_percentile: float = 90.0
     n_explanations: int = 9
     n_tasks: int = 20
     min_tasks: int = 5
+    pool_size: int = 0
     quantile: float = 0.25
     negatives: list[Negatives] = field(default_factory=lambda: [Negatives.random, Negatives.bottom])
     one_per_group: bool = False
@@ -90,12 +115,50 @@ class MisConfig:
             names = ", ".join(negatives.name for negatives in self.negatives)
             raise ConfigError(
                 f"mis.negatives=[{names}] is empty or names one twice",
-                fix="Use [random], [bottom] or [random, bottom].",
+                fix="Use one or several of random, bottom, within_class.",
             )
         if self.min_tasks > self.n_tasks:
             raise ConfigError(
                 f"mis.min_tasks={self.min_tasks} is above mis.n_tasks={self.n_tasks}: no unit could be scored",
                 fix="Lower mis.min_tasks.",
             )
+        self._check_pool()
+        self._check_queries()
         if not self.ties >= 0:
             raise ConfigError(f"mis.ties={self.ties} is negative", fix="Use 0 for exact ties only.")
+
+    def queries(self) -> tuple[Query, Query]:
+        """Of the positive and of the negative side."""
+        same = self.query_negative is NegativeQuery.same
+        return self.query, self.query if same else Query[self.query_negative.name]
+
+    def _check_pool(self) -> None:
+        per_side = self.n_explanations + 1
+        if self.pool_size < 0:
+            raise ConfigError(f"mis.pool_size={self.pool_size} is negative", fix="Use 0 for N(K+1) images.")
+        if not self.pool_size:
+            return
+        least = per_side * (1 if self.protocol is Protocol.quantile else self.min_tasks)
+        if self.pool_size < least:
+            raise ConfigError(
+                f"mis.pool_size={self.pool_size} does not do for tasks of K+1 = {per_side} images",
+                fix=f"Use at least {least} images, or 0 for N(K+1).",
+            )
+
+    def _check_queries(self) -> None:
+        if not 50 < self.query_percentile < 100:
+            raise ConfigError(
+                f"mis.query_percentile={self.query_percentile}: at 50 both sides would ask about the same images",
+                fix="Use 50 < query_percentile < 100.",
+            )
+        if (Query.percentile in self.queries()) != (self.protocol is Protocol.hard):
+            raise ConfigError(
+                f"mis.protocol={self.protocol.name} with mis.query={self.query.name}: hard, and it alone, asks about a"
+                " percentile",
+                fix="Use mis=hard, or another mis.query.",
+            )
+        if self.protocol is Protocol.hard and self.one_per_group:
+            raise ConfigError(
+                "mis.one_per_group=true does not go with mis.protocol=hard: its queries may be of few groups",
+                fix="Use another protocol, or mis.one_per_group=false.",
+            )

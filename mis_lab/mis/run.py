@@ -18,7 +18,9 @@ from mis_lab.core.keys import content_key
 from mis_lab.core.progress import progress
 from mis_lab.core.seeding import derive_seed, generator
 from mis_lab.metric.base import Embedding
-from mis_lab.mis.config import MisConfig, Negatives
+from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
+from mis_lab.mis.protocols.layout import layouts
+from mis_lab.mis.protocols.within_class import ImageClasses, image_classes
 from mis_lab.mis.score import Scores, margins, measure_temperature, score
 from mis_lab.mis.tasks import Tasks, draw_tasks, group_codes, pool_needs
 from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 # U units  N tasks a unit
 
 PERMUTED = "permuted"
+BY_QUANTILE = (Protocol.quantile, Protocol.inner_quantile)
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ def score_units(
     temperature: float = 0.0,
     units: Sequence[int] | None = None,
     unit_names: Sequence[str] | None = None,
+    classes: Sequence[int] | Tensor | None = None,
     control: str = "",
     device: torch.device | str = "cpu",
 ) -> UnitScores:
@@ -57,16 +61,22 @@ def score_units(
             in other chunks changes none.
         temperature: τ of the soft score, the metric's own; 0 measures it.
         units: numbers of the units wanted; all by default. `unit_names`: their names, "feature 17" by default.
+        classes: of the images, in the order of `stored`, for negatives ``within_class``: labels, or the network's
+            own predictions; not looked at otherwise.
         control: ``permuted`` gives each unit's activations to other images first.
         device: where activations are ranked and margins computed; changes no image of a task.
 
     Raises:
-        DataError: when the embedding is of other images, an activation is not finite, or there are too few images.
-        ConfigError: for an unknown control.
+        DataError: when the embedding is of other images, an image has no id, no class or another's id, an activation is
+            not finite, or there are too few images.
+        ConfigError: for an unknown control, or negatives ``within_class`` without classes.
     """
     if control not in ("", PERMUTED):
         raise ConfigError(f"unknown control {control}", looked=PERMUTED)
+    require_ids(stored.ids)
     _require_same_images(stored.ids, embedding)
+    by_class = Negatives.within_class in config.negatives
+    of_images = image_classes(classes, stored.ids) if by_class else None
     numbers = list(range(source.n_units)) if units is None else list(units)
     names = [f"{source.kind.replace('_', ' ')} {number}" for number in numbers]
     if unit_names is not None and len(names := list(unit_names)) != len(numbers):
@@ -93,8 +103,9 @@ def score_units(
         tie=config.ties * embedding.scale,
         seed=derive_seed(seed, "mis", stored.site.path, source.kind, control),
         groups=group_codes(stored.groups),
+        classes=of_images,
     )
-    keys = torch.tensor(numbers, dtype=torch.int64)
+    keys, queries = torch.tensor(numbers, dtype=torch.int64), config.queries()
     scores = UnitScores(
         site=stored.site.path,
         kind=source.kind,
@@ -103,11 +114,14 @@ def score_units(
         unit_names=names,
         settings=Settings(
             protocol=config.protocol.name,
-            query=config.query.name,
+            query=queries[0].name,
+            query_negative=queries[1].name,
+            query_percentile=config.query_percentile if Query.percentile in queries else 0.0,
+            quantile=config.quantile if config.protocol in BY_QUANTILE else 0.0,
             n_explanations=config.n_explanations,
             n_tasks=config.n_tasks,
             min_tasks=config.min_tasks,
-            pool_size=needs.size,
+            pool_size=layouts(config, stored.n_images)[0].size,
             one_per_group=config.one_per_group,
             image_activation=config.image_activation.name,
             ties=config.ties,
@@ -117,6 +131,7 @@ def score_units(
             tie=setting.tie,
             n_images=stored.n_images,
             images=content_key(stored.ids),
+            classes="" if of_images is None else content_key(of_images.class_n.tolist()),
         ),
         seed=seed,
         n_active=pools.n_active,
@@ -144,6 +159,7 @@ class _Setting(NamedTuple):
     tie: float
     seed: int
     groups: Tensor
+    classes: ImageClasses | None
 
 
 def _score_all(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setting) -> NegativesScores:
@@ -168,10 +184,28 @@ def _score_all(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setti
 
 def _score_chunk(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setting) -> NegativesScores:
     config = setting.config
-    tasks, status = draw_tasks(pools, config, negatives, setting.seed, keys, setting.groups, pools.n_images)
+    tasks, status = draw_tasks(
+        pools, config, negatives, setting.seed, keys, setting.groups, pools.n_images, setting.classes
+    )
     delta_un = margins(tasks, setting.embedding)
     scores = score(delta_un, tasks.n_tasks, setting.temperature, setting.tie, config.n_bootstrap, setting.seed)
     return NegativesScores(status, tasks, delta_un, scores)
+
+
+def require_ids(ids: Sequence[str]) -> None:
+    """Every image must have an id of its own.
+
+    Raises:
+        DataError: naming the first image that has none, or another's.
+    """
+    places: dict[str, int] = {}
+    for place, image_id in enumerate(ids):
+        if not image_id:
+            raise DataError(f"image {place} has no id", fix="Give every image a name of its own.")
+        if (before := places.setdefault(image_id, place)) != place:
+            raise DataError(
+                f"images {before} and {place} have the same id {image_id}", fix="Give every image a name of its own."
+            )
 
 
 def _require_same_images(ids: Sequence[str], embedding: Embedding) -> None:

@@ -2,15 +2,14 @@
 
 A task shows K strongly and K weakly activating images and asks which of two queries belongs to the strong
 side. Here they are drawn from a unit's pools of extreme images. Zimmermann, Klindt and Brendel (2024),
-"Measuring Mechanistic Interpretability at Scale Without Humans"; fair bins: Borowski et al. (2021);
-quantile: the authors' reference code.
+"Measuring Mechanistic Interpretability at Scale Without Humans"; the ways of drawing are in
+:mod:`mis_lab.mis.protocols`.
 """
 
 # U units  S pool size  N tasks a unit  K explanations a side  G groups of images
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mis_lab.core.errors import DataError
 from mis_lab.core.seeding import derive_seed
 from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
-from mis_lab.mis.draws import hashes, permutations, subsets
+from mis_lab.mis.draws import subsets
+from mis_lab.mis.protocols.bins import rounds
+from mis_lab.mis.protocols.groups import draw_distinct_groups, groups_of, largest_bins, once, rank_in_group
+from mis_lab.mis.protocols.layout import Layout, layouts
+from mis_lab.mis.protocols.within_class import ImageClasses, keep_filled, match_classes
 from mis_lab.mis.units import UnitStatus, is_sparse, silent_status
 
 if TYPE_CHECKING:
     from mis_lab.activations.pools import Pools
-
-# A row of (units, tasks, groups) numbers is worked on in pieces of at most this many numbers.
-_MOST_NUMBERS = 1 << 24
 
 
 class Tasks(NamedTuple):
@@ -57,12 +56,13 @@ class Draw(NamedTuple):
 class _Side(NamedTuple):
     """One side's pool, most extreme image first, -1 where none is to be used; and the images' groups.
 
-    Without groups the images to be used stand first.
+    Without groups the images to be used stand first, of the pool or, with a window, of explanations and of queries.
     """
 
     images_us: Tensor
     groups_us: Tensor | None
     n_groups: int
+    layout: Layout
 
     @property
     def size_u(self) -> Tensor:
@@ -77,28 +77,16 @@ class PoolNeeds(NamedTuple):
 
 
 def pool_needs(config: MisConfig, n_images: int) -> PoolNeeds:
-    """The pools that tasks on `n_images` images are drawn from: N(K+1) images or the quantile.
-
-    A side gets at most half of the images, so that no image is both strong and weak: N is lowered for that.
+    """The pools that tasks on `n_images` images are drawn from.
 
     Raises:
         DataError: when the images are too few for any unit to have its tasks.
     """
-    per_side, half = config.n_explanations + 1, n_images // 2
-    if config.protocol is Protocol.extreme:
-        n_tasks = min(config.n_tasks, half // per_side)
-        least, size = config.min_tasks * per_side, n_tasks * per_side
-        needs = PoolNeeds(size, n_tasks if config.one_per_group else 0)
-    else:
-        # The small number undoes the rounding of 0.07 * 300 = 21.000000000000004.
-        least, size = per_side, min(math.ceil(config.quantile * n_images - 1e-9), half)
-        needs = PoolNeeds(size, 0)
-    if size < least:
-        raise DataError(
-            f"{n_images} images are too few: a side of the tasks needs {least} images and gets {size}",
-            fix="Score on more images, or lower mis.n_explanations or mis.min_tasks.",
-        )
-    return needs
+    of_sides = layouts(config, n_images)
+    if config.one_per_group and config.protocol is Protocol.inner_quantile:
+        return PoolNeeds(n_images // 2, 0)  # how many images a cap leaves within the quantiles is not known before
+    by_cap = config.one_per_group and config.protocol is Protocol.extreme
+    return PoolNeeds(max(side.n_ranked() for side in of_sides), of_sides[0].bin_size if by_cap else 0)
 
 
 def group_codes(groups: Sequence[str]) -> Tensor:
@@ -114,26 +102,33 @@ def draw_tasks(
     unit_keys: Tensor,
     groups: Tensor | None,
     n_images: int,
+    classes: ImageClasses | None = None,
 ) -> Draw:
     """Draw the tasks of U units.
 
     Protocol ``extreme``: the N(K+1) most extreme images in K+1 bins of N, every image in one task, a task
     one image of each bin; the query comes from the most (or least) extreme bin. With `one_per_group` the
     pool has at most N images of a group and its images are dealt out group by group, so that no task gets
-    two of one group; the query is the most (or least) extreme image of its task. Protocol ``quantile``:
-    every task draws K+1 distinct images of the pool (K+1 distinct groups), and images recur over tasks. The
-    negative side is drawn the same way, its most extreme image being the least active one; a random pool is
-    in random order, so its query is a random one.
+    two of one group; the query is the most (or least) extreme image of its task. ``inner_quantile`` does so with what
+    is left between the quantiles. Protocol ``hard`` explains by the KN most extreme images in K bins and asks about
+    one of the N images from a percentile on. Protocol ``quantile``: every task draws K+1 distinct images of the pool
+    (K+1 distinct groups), and images recur over tasks. With ``pool_size`` bins have its K+1st part, and images recur
+    when there are more tasks than that.
+
+    The negative side is drawn the same way, its most extreme image being the least active one; a random pool is
+    in random order, so its query is a random one. Negatives ``within_class`` are matched to the positive side image
+    by image.
 
     Of a unit that is never negative only images that activate it may stand on the positive side. N is
-    lowered for units that cannot fill it (protocol extreme). Quantile needs as many images as the smallest
-    extreme draw, `min_tasks` (K+1), or all of its pool where that is smaller.
+    lowered for units that cannot fill it (not for quantile): to n_active / (K+1). Quantile needs as many images as the
+    smallest extreme draw, `min_tasks` (K+1), or all of its pool where that is smaller.
 
     Args:
         pools: image indices of U units; as large and as capped as :func:`pool_needs` says.
         seed: of the draws; `unit_keys` (U,) int64 tells units apart.
         groups: (n_images,) group codes; used with ``config.one_per_group`` alone.
         n_images: how many images were ranked.
+        classes: of the images; needed for negatives ``within_class``.
 
     Raises:
         DataError: when activations are not finite, or `n_images` is too small for any unit.
@@ -141,164 +136,131 @@ def draw_tasks(
     size = pool_needs(config, n_images).size
     if config.one_per_group and groups is None:
         raise ValueError("one_per_group needs the images' groups")
+    if negatives is Negatives.within_class and classes is None:
+        raise ValueError("within_class needs the images' classes")
     groups = groups if config.one_per_group else None
 
-    top, top_values = pools.top[:, :size].long(), pools.top_values[:, :size]
-    weak = (pools.bottom if negatives is Negatives.bottom else pools.random)[:, :size].long()
-    sparse_u = is_sparse(pools.minimum)
-    eligible = (top >= 0) & ~(sparse_u[:, None] & (top_values <= 0))
-    weak_eligible = weak >= 0
-    if negatives is Negatives.bottom and groups is not None:
-        eligible, weak_eligible = _once(top, eligible, weak, weak_eligible, groups)
-    sides = (_side(top, eligible, groups), _side(weak, weak_eligible, groups))
-
-    possible_u = torch.minimum(*(_possible_tasks(side, config, size) for side in sides)).clamp_max(config.n_tasks)
+    positive_side, negative_side = _sides(pools, config, negatives, size, groups, n_images)
+    of_sides = [_possible_bins(side, config) for side in (positive_side, negative_side) if side is not None]
+    bin_size_u = torch.stack(of_sides).amin(0)
+    possible_u = _possible_tasks(bin_size_u, pools, config, positive_side.layout)
     status_u = silent_status(pools.n_active, pools.minimum, pools.maximum)
-    available_u = torch.where(sparse_u, pools.n_active.long(), n_images // 2)
-    enough_images = available_u >= min(size, config.min_tasks * (config.n_explanations + 1))
     wanting = (status_u == UnitStatus.ok.value) & (possible_u < config.min_tasks)
-    by_groups = enough_images & (groups is not None)
+    by_groups = _enough_images(pools, config, positive_side.layout, n_images) & (groups is not None)
     status_u[wanting & by_groups] = UnitStatus.too_few_groups.value
     status_u[wanting & ~by_groups] = UnitStatus.too_rare.value
 
     n_tasks_u = torch.where(status_u == UnitStatus.ok.value, possible_u, 0)
+    bin_size_u = torch.where(status_u == UnitStatus.ok.value, bin_size_u, 0)
     seeds = (derive_seed(seed, "mis", "positive"), derive_seed(seed, "mis", negatives.name))
-    positive, negative = (
-        _deal(side, n_tasks_u, config, side_seed, unit_keys) for side, side_seed in zip(sides, seeds, strict=True)
-    )
-    return Draw(assemble(positive, negative, n_tasks_u, config.query), status_u)
-
-
-def assemble(positive_unk: Tensor, negative_unk: Tensor, n_tasks_u: Tensor, query: Query) -> Tasks:
-    """Tasks from each side's K+1 images a task, (U, N, K+1), the most extreme first: one is the query."""
-    at, rest = (0, slice(1, None)) if query is Query.most_extreme else (-1, slice(None, -1))
-    positive, negative = positive_unk.to(torch.int32), negative_unk.to(torch.int32)
-    return Tasks(positive[..., rest], positive[..., at], negative[..., rest], negative[..., at], n_tasks_u)
-
-
-def deal_bins(permutations_ubn: Tensor, n_tasks_u: Tensor) -> Tensor:
-    """Places (U, N, K+1) when task t takes image ``permutation[b, t]`` of each bin b of n_tasks images."""
-    bins = torch.arange(permutations_ubn.shape[1])
-    places = bins[:, None] * n_tasks_u[:, None, None] + permutations_ubn
-    return places.transpose(1, 2)
-
-
-def _once(
-    top: Tensor, eligible: Tensor, bottom: Tensor, bottom_eligible: Tensor, groups: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Strike images that stand in both pools from the one where their group has more extreme images.
-
-    A cap reaches deep into the ranking of a small group: its images are then shared out between the sides.
-    """
-    images = torch.cat([top.masked_fill(~eligible, -1), bottom.masked_fill(~bottom_eligible, -1)], dim=1)
-    ranks = [_rank_in_group(_groups_of(side, groups)) for side in images.split([top.shape[1], bottom.shape[1]], 1)]
-    ordered, order = images.sort(dim=1, stable=True)  # an image of both pools: first in top, then in bottom
-    rank = torch.cat(ranks, 1).gather(1, order)
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    from_top = rank[:, :-1] > rank[:, 1:]
-    struck = torch.zeros_like(images, dtype=torch.bool)
-    struck[:, :-1] = twice & from_top
-    struck[:, 1:] |= twice & ~from_top
-    kept = torch.empty_like(struck).scatter_(1, order, ~struck)
-    return eligible & kept[:, : top.shape[1]], bottom_eligible & kept[:, top.shape[1] :]
-
-
-def _groups_of(images_us: Tensor, groups: Tensor) -> Tensor:
-    return groups[images_us.clamp_min(0)].masked_fill(images_us < 0, -1)
-
-
-def _side(images_us: Tensor, eligible_us: Tensor, groups: Tensor | None) -> _Side:
-    images = images_us.masked_fill(~eligible_us, -1)
-    if groups is None:
-        return _Side(images, None, 0)
-    return _Side(images, _groups_of(images, groups), int(groups.max()) + 1)
-
-
-def _possible_tasks(side: _Side, config: MisConfig, pool: int) -> Tensor:
-    """(U,) how many tasks one side allows, up to N."""
-    per_side, n_tasks = config.n_explanations + 1, config.n_tasks
-    if config.protocol is Protocol.quantile:
-        enough = side.size_u >= min(pool, config.min_tasks * per_side)
-        if side.groups_us is not None:
-            enough &= ((side.groups_us >= 0) & (_rank_in_group(side.groups_us) == 0)).sum(1) >= per_side
-        return torch.where(enough, n_tasks, 0)
-    if side.groups_us is None:
-        return (side.size_u // per_side).clamp_max(n_tasks)
-    # With a cap of n images a group, as many images remain as have a rank below n in their group; their
-    # number is concave in n, so the caps that leave n(K+1) images are 1..N' and counting them gives N'.
-    rank = _rank_in_group(side.groups_us).masked_fill(side.groups_us < 0, n_tasks).clamp_max(n_tasks)
-    of_rank = torch.zeros(rank.shape[0], n_tasks + 1, dtype=torch.int64).scatter_add_(1, rank, torch.ones_like(rank))
-    below = of_rank[:, :n_tasks].cumsum(1)
-    return (below >= torch.arange(1, n_tasks + 1) * per_side).sum(1)
-
-
-def _rank_in_group(groups_us: Tensor) -> Tensor:
-    """(U, S) how many images of the same group stand before each image of its pool."""
-    ordered, order = groups_us.sort(dim=1, stable=True)
-    places = torch.arange(groups_us.shape[1]).expand_as(groups_us)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    start = torch.where(first, places, 0).cummax(1).values
-    return torch.empty_like(order).scatter_(1, order, places - start)
-
-
-def _deal(side: _Side, n_tasks_u: Tensor, config: MisConfig, seed: int, unit_keys: Tensor) -> Tensor:
-    """(U, N, K+1) images of each task, the most extreme first, -1 beyond a unit's tasks."""
-    per_side, n_tasks = config.n_explanations + 1, config.n_tasks
-    if config.protocol is Protocol.quantile:
-        if side.groups_us is None:
-            places = subsets(seed, unit_keys, n_tasks, per_side, side.size_u)
-        else:
-            places = _draw_distinct_groups(side.groups_us, side.n_groups, n_tasks, per_side, seed, unit_keys)
-    elif side.groups_us is None:
-        places = deal_bins(permutations(seed, unit_keys, per_side, n_tasks_u, n_tasks), n_tasks_u)
+    query, query_negative = config.queries()
+    positive = _deal(positive_side, bin_size_u, n_tasks_u, config, seeds[0], unit_keys)
+    if negative_side is not None:
+        negative = _deal(negative_side, bin_size_u, n_tasks_u, config, seeds[1], unit_keys)
     else:
-        places = _deal_groups(side.groups_us, n_tasks_u, n_tasks, per_side, seed, unit_keys)
+        assert classes is not None  # asked for above
+        top = pools.top[:, :size].long()
+        negative, filled = match_classes(positive, top, classes, groups, seeds[1], unit_keys)
+        filled &= filled.sum(1, keepdim=True) >= config.min_tasks
+        positive, negative = keep_filled((positive, negative), filled)
+        n_tasks_u, query_negative = filled.sum(1), query
+        status_u[(status_u == UnitStatus.ok.value) & (n_tasks_u == 0)] = UnitStatus.too_few_groups.value
+    return Draw(assemble(positive, negative, n_tasks_u, query, query_negative), status_u)
+
+
+def assemble(
+    positive_unk: Tensor, negative_unk: Tensor, n_tasks_u: Tensor, query: Query, query_negative: Query | None = None
+) -> Tasks:
+    """Tasks from each side's K+1 images a task, (U, N, K+1), the most extreme first: one is the query."""
+    explained_p, asked_p = _split(positive_unk, query)
+    explained_n, asked_n = _split(negative_unk, query_negative or query)
+    return Tasks(explained_p, asked_p, explained_n, asked_n, n_tasks_u)
+
+
+def _split(side_unk: Tensor, query: Query) -> tuple[Tensor, Tensor]:
+    """Explanations (U, N, K) and query (U, N) of one side."""
+    at, rest = (0, slice(1, None)) if query is Query.most_extreme else (-1, slice(None, -1))
+    images = side_unk.to(torch.int32)
+    return images[..., rest], images[..., at]
+
+
+def _sides(
+    pools: Pools, config: MisConfig, negatives: Negatives, size: int, groups: Tensor | None, n_images: int
+) -> tuple[_Side, _Side | None]:
+    """Positive and negative side; no negative one where its images follow from the positive side's."""
+    of_top, of_bottom = layouts(config, n_images)
+    top, top_values = pools.top[:, :size].long(), pools.top_values[:, :size]
+    eligible = (top >= 0) & ~(is_sparse(pools.minimum)[:, None] & (top_values <= 0))
+    if negatives is Negatives.within_class:
+        return _side(top, eligible, groups, of_top), None
+    if negatives is Negatives.random:
+        weak = pools.random[:, :size].long()
+        anywhere = Layout(0, of_top.size, of_top.bin_size, None)  # a random order has no extremes
+        return _side(top, eligible, groups, of_top), _side(weak, weak >= 0, groups, anywhere)
+    weak = pools.bottom[:, :size].long()
+    weak_eligible = weak >= 0
+    if groups is not None:
+        eligible, weak_eligible = once(top, eligible, weak, weak_eligible, groups)
+    return _side(top, eligible, groups, of_top), _side(weak, weak_eligible, groups, of_bottom)
+
+
+def _side(images_us: Tensor, eligible_us: Tensor, groups: Tensor | None, layout: Layout) -> _Side:
+    images = images_us.masked_fill(~eligible_us, -1)[:, layout.start :]
+    if layout.window is not None:
+        window = slice(layout.window, layout.window + layout.bin_size)
+        images = torch.cat([images[:, : layout.size - layout.bin_size], images[:, window]], 1)
+    if groups is None:
+        return _Side(images[:, : layout.size], None, 0, layout)
+    return _Side(images, groups_of(images, groups), int(groups.max()) + 1, layout)
+
+
+def _possible_bins(side: _Side, config: MisConfig) -> Tensor:
+    """(U,) images a bin that one side allows; for quantile N where there are enough images, else 0."""
+    per_side, layout = config.n_explanations + 1, side.layout
+    if config.protocol is Protocol.quantile:
+        enough = side.size_u >= min(layout.size, config.min_tasks * per_side)
+        if side.groups_us is not None:
+            enough &= ((side.groups_us >= 0) & (rank_in_group(side.groups_us) == 0)).sum(1) >= per_side
+        return torch.where(enough, config.n_tasks, 0)
+    if side.groups_us is not None:
+        return largest_bins(side.groups_us, layout.bin_size, per_side)
+    if layout.window is None:
+        return side.size_u // per_side
+    explaining, asked = side.images_us.split([layout.size - layout.bin_size, layout.bin_size], 1)
+    return torch.minimum((explaining >= 0).sum(1) // config.n_explanations, (asked >= 0).sum(1))
+
+
+def _possible_tasks(bin_size_u: Tensor, pools: Pools, config: MisConfig, layout: Layout) -> Tensor:
+    """(U,) tasks that bins of these sizes allow. Of full bins of a given pool all images may be used again, but a unit
+    that is never negative has no more than its active images would fill."""
+    if config.protocol is Protocol.quantile or not config.pool_size:
+        return bin_size_u.clamp_max(config.n_tasks)
+    filled_u = (pools.n_active.long() - layout.start) // (config.n_explanations + 1)
+    most_u = torch.where(is_sparse(pools.minimum), filled_u, config.n_tasks)
+    return torch.where(bin_size_u < layout.bin_size, bin_size_u, most_u).clamp_max(config.n_tasks)
+
+
+def _enough_images(pools: Pools, config: MisConfig, layout: Layout, n_images: int) -> Tensor:
+    """(U,) bool: enough images for the fewest tasks, were it not for their groups."""
+    available_u = torch.where(is_sparse(pools.minimum), pools.n_active.long(), n_images // 2) - layout.start
+    return available_u >= min(layout.size, config.min_tasks * (config.n_explanations + 1))
+
+
+def _deal(
+    side: _Side, bin_size_u: Tensor, n_tasks_u: Tensor, config: MisConfig, seed: int, unit_keys: Tensor
+) -> Tensor:
+    """(U, N, K+1) images of each task, the most extreme first, -1 beyond a unit's tasks."""
+    per_side, n_tasks, layout = config.n_explanations + 1, config.n_tasks, side.layout
+    if config.protocol is not Protocol.quantile:
+        most = layout.bin_size if config.pool_size else n_tasks
+        n_rounds = -(-n_tasks // most)
+        last_at = None if layout.window is None else layout.size - layout.bin_size
+        places = rounds(seed, unit_keys, bin_size_u, most, per_side, n_rounds, last_at, side.groups_us)[:, :n_tasks]
+    elif side.groups_us is None:
+        places = subsets(seed, unit_keys, n_tasks, per_side, side.size_u)
+    else:
+        places = draw_distinct_groups(side.groups_us, side.n_groups, n_tasks, per_side, seed, unit_keys)
     missing = torch.arange(n_tasks) >= n_tasks_u[:, None]
     places = places.masked_fill(missing[..., None], 0).sort(-1).values
     images = side.images_us.gather(1, places.flatten(1)).view_as(places)
     return images.masked_fill(missing[..., None], -1)
-
-
-def _deal_groups(
-    groups_us: Tensor, n_tasks_u: Tensor, n_tasks: int, per_side: int, seed: int, unit_keys: Tensor
-) -> Tensor:
-    """Places (U, N, K+1): the pool, at most n_tasks images a group, dealt round robin group by group."""
-    allowed = (groups_us >= 0) & (_rank_in_group(groups_us) < n_tasks_u[:, None])
-    taken = allowed & (allowed.cumsum(1) <= n_tasks_u[:, None] * per_side)
-    # Groups in random order and, within a group, images in random order: sort by the second key, then the first.
-    places = torch.arange(groups_us.shape[1])
-    order = hashes(derive_seed(seed, "within groups"), unit_keys, places).argsort(dim=1, stable=True)
-    group_key = hashes(derive_seed(seed, "groups"), unit_keys, groups_us).masked_fill(~taken, (1 << 63) - 1)
-    order = order.gather(1, group_key.gather(1, order).argsort(dim=1, stable=True))
-    # At most n images of a group lie side by side, so every n-th card of the deck is of another group.
-    deck = torch.arange(per_side) * n_tasks_u[:, None, None] + torch.arange(n_tasks)[:, None]
-    return order.gather(1, deck.flatten(1).clamp_max(groups_us.shape[1] - 1)).view_as(deck)
-
-
-def _draw_distinct_groups(
-    groups_us: Tensor, n_groups: int, n_tasks: int, per_side: int, seed: int, unit_keys: Tensor
-) -> Tensor:
-    """Places (U, N, K+1): images drawn one after the other, uniformly among those whose group is not drawn yet.
-
-    A group's chance is then its number of images; exponential clocks at these rates give the same draw
-    (Efraimidis and Spirakis 2006).
-    """
-    step = max(1, _MOST_NUMBERS // (n_tasks * max(n_groups, per_side)))
-    drawn = []
-    for rows, keys in zip(groups_us.split(step), unit_keys.split(step), strict=True):
-        ordered, order = rows.sort(dim=1, stable=True)
-        counts = torch.zeros(len(rows), n_groups + 1, dtype=torch.int64)
-        counts.scatter_add_(1, ordered + 1, torch.ones_like(ordered))  # the first column counts the padding
-        starts = (counts.cumsum(1) - counts)[:, 1:]
-        counts = counts[:, 1:]
-        ticks = hashes(derive_seed(seed, "groups"), keys, torch.arange(n_tasks * n_groups))
-        uniform = (ticks.view(-1, n_tasks, n_groups) + 1).double() / 2.0**63
-        clocks = -uniform.log() / counts[:, None]  # x / 0: a group without images never rings
-        groups = clocks.topk(min(per_side, n_groups), largest=False).indices
-        groups = torch.nn.functional.pad(groups, (0, per_side - groups.shape[-1]))
-        of_group = hashes(derive_seed(seed, "within groups"), keys, torch.arange(n_tasks * per_side)).view_as(groups)
-        flat = groups.flatten(1)
-        place = starts.gather(1, flat) + of_group.flatten(1) % counts.gather(1, flat).clamp_min(1)
-        drawn.append(order.gather(1, place.clamp_max(order.shape[1] - 1)).view_as(groups))
-    return torch.cat(drawn)

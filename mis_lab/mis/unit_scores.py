@@ -26,7 +26,7 @@ from mis_lab.mis.units import UnitStatus
 
 # U units  N tasks a unit
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, SETTINGS, IMAGES = "scores.safetensors", "scores.json", "images.json"
 
 
@@ -37,15 +37,21 @@ class Settings:
     Attributes:
         protocol, query, n_explanations, n_tasks, min_tasks, one_per_group, image_activation, ties:
             as in :class:`~mis_lab.mis.config.MisConfig`, enums by name.
+        query_negative: of the least active images, always named.
+        query_percentile, quantile: 0 where the protocol has none.
         pool_size: images in a pool (of a unit that fills it).
         metric, metric_fingerprint: name, and content key of what decides its embeddings.
         temperature: τ of the soft score.
         tie: margins up to this size are ties; `ties` times the scale of the embedding.
         n_images, images: how many images were ranked, and the content key of their ids.
+        classes: content key of the images' classes; empty where no negatives went by them.
     """
 
     protocol: str
     query: str
+    query_negative: str
+    query_percentile: float
+    quantile: float
     n_explanations: int
     n_tasks: int
     min_tasks: int
@@ -59,6 +65,7 @@ class Settings:
     tie: float
     n_images: int
     images: str
+    classes: str
 
     def require_equal(self, other: Settings) -> None:
         """Refuse to compare what cannot be compared.
@@ -70,6 +77,8 @@ class Settings:
         differing = [
             f"{name} ({mine[name]} and {theirs[name]})" for name in mine if not _same(mine[name], theirs[name])
         ]
+        if not self.classes or not other.classes:
+            differing = [told for told in differing if not told.startswith("classes ")]  # then not compared by class
         if differing:
             raise ConfigError(
                 f"these scores cannot be compared: they differ in {', '.join(differing)}",

@@ -21,7 +21,8 @@ class UnitStatus(Enum):
     dead: never negative and active on no image.
     constant: its activations differ by less than 1e-8 over all images (Zimmermann et al. 2024).
     too_rare: active on too few images for `min_tasks` tasks.
-    too_few_groups: enough images, but in too few groups for tasks without two images of one group.
+    too_few_groups: enough images, but in too few groups for tasks without two images of one group, or too few of
+        their classes for negatives within_class.
     """
 
     ok = 0

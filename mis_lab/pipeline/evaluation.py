@@ -5,6 +5,7 @@ Where images have no labels, the network's own predictions stand for classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
 from mis_lab.core.records import read_record, write_record
 from mis_lab.core.store import Artifact, Recipe
+from mis_lab.model.sites import Site
 from mis_lab.pipeline.activations import activations, read, read_for_sae, recipes
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_earlier, sae
@@ -26,15 +28,17 @@ from mis_lab.sae import io as sae_io
 from mis_lab.sae.ablation import Ablated, Outputs, ablate, outputs
 from mis_lab.sae.amortisation import amortisation_gap
 from mis_lab.sae.base import Autoencoder, Sae
+from mis_lab.sae.baseline_config import SignedConfig
 from mis_lab.sae.evaluate import evaluate_reconstruction
 from mis_lab.sae.geometry import geometry
 from mis_lab.sae.selectivity import count_classes, selectivity
-from mis_lab.sae.splice import Reference, Splice, evaluate_splices
+from mis_lab.sae.splice import Reference, Splice, Spliced, evaluate_splices
 from mis_lab.sae.thesis_metrics import evaluate_as_thesis
 from mis_lab.sae.units import Features
 
 SPLICE, THESIS, SEARCH = "splice.json", "thesis.json", "search.json"
 GEOMETRY, SELECTIVITY, OUTPUTS, ABLATED = "geometry", "selectivity", "outputs", "ablated"
+logger = logging.getLogger(__name__)
 PARTS = {"seen": False, "held_out": True}  # of the split score: whether its groups are held out
 
 
@@ -110,7 +114,11 @@ def evaluate(lab: Lab, site: str) -> Artifact:
     recipe = Recipe(
         "evaluate",
         VERSIONS["evaluate"],
-        {"held_out": sorted(lab.held_out), "evaluate": plain(lab.config.evaluate)},
+        {
+            "held_out": sorted(lab.held_out),
+            "evaluate": plain(lab.config.evaluate),
+            "image_activation": lab.config.mis.image_activation.name,
+        },
         {"activations": stored.key, "sae": trained.key, "train": recipes(lab, "train")[site].key}
         | {"source": activations(lab, "score")[lab.reads(site)].key}
         | {"predictions": predicted(lab).key, "ablation": ablations(lab)[site].key},
@@ -119,13 +127,15 @@ def evaluate(lab: Lab, site: str) -> Artifact:
 
     def build(folder: Path) -> None:
         autoencoder = sae_io.load(trained.path).to(lab.device)
-        scored = read_for_sae(lab, "score", site, load_earlier(lab, site))
+        earlier = load_earlier(lab, site)
+        scored = read_for_sae(lab, "score", site, earlier)
+        behind: dict[Site, Spliced] = {read(lab, "score", before).site: one for before, one in earlier.items()}
         ablated = read_record(Ablated, ablations(lab)[site].path, ABLATED)
         reference = Reference(read_record(Outputs, predicted(lab).path, OUTPUTS), {site: ablated})
         numbers: dict[str, Any] = {}
         for part, held_out in PARTS.items():
             if chosen := lab.images("score", held_out):
-                told = _quality(lab, autoencoder, scored, reference, chosen, folder / part)
+                told = _quality(lab, autoencoder, scored, reference, behind, chosen, folder / part)
                 numbers |= {f"{part}/{name}": value for name, value in told.items()}
         numbers |= _selectivity(lab, site, autoencoder, folder)
         if isinstance(autoencoder, Sae):
@@ -141,7 +151,13 @@ def evaluate(lab: Lab, site: str) -> Artifact:
 
 
 def _quality(
-    lab: Lab, autoencoder: Autoencoder, scored: Any, reference: Reference, chosen: list[int], folder: Path
+    lab: Lab,
+    autoencoder: Autoencoder,
+    scored: Any,
+    reference: Reference,
+    behind: dict[Site, Spliced],
+    chosen: list[int],
+    folder: Path,
 ) -> dict[str, float]:
     """Everything about some images: right formulas, the thesis' own, the cost of splicing, search for better codes."""
     config = lab.config
@@ -158,12 +174,18 @@ def _quality(
         chosen,
         config.activations.batch_size,
         config.activations.workers,
+        behind,
     )[scored.site.path]
     write_json(folder / SPLICE, asdict(splice))
     numbers = quality.numbers() | {name: value for name, value in asdict(splice).items() if isinstance(value, float)}
     numbers |= {f"thesis/{name}": value for name, value in thesis.items()}
     if config.evaluate.search_images and isinstance(autoencoder, Sae):
-        found = amortisation_gap(autoencoder, scored, chosen[: config.evaluate.search_images])
+        found = amortisation_gap(
+            autoencoder,
+            scored,
+            chosen[: config.evaluate.search_images],
+            nonnegative=not isinstance(config.sae, SignedConfig),
+        )
         write_json(folder / SEARCH, asdict(found))
         numbers["amortisation_gap"] = found.gap
     return numbers
@@ -172,6 +194,9 @@ def _quality(
 def _selectivity(lab: Lab, site: str, autoencoder: Autoencoder, folder: Path) -> dict[str, float]:
     """How features and neurons divide themselves among classes, over all images of the split."""
     present, class_n = classes(lab).unique(return_inverse=True)
+    if len(present) < 2:
+        logger.info("all images are of one class: no selectivity at %s", site)
+        return {}
     encoded, neurons = read(lab, "score", lab.reads(site), load_earlier(lab, site)), read(lab, "score", site)
     sources: dict[str, tuple[Any, UnitSource]] = {
         "feature": (encoded, Features(autoencoder)),

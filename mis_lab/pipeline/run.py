@@ -61,9 +61,12 @@ def run(
     store = Store(Path(config.paths.store))
     with held_lock(run_dir / ".run", f"the run folder {run_dir}", wait=False):
         lab = open_lab(config, run_key, " ".join(["mis-lab", *overrides]), store, device)
-        planned = keys(run_stages(replace(lab, store=PlannedStore(store.root))))
+        plan = PlannedStore(store.root)
+        planned = keys(run_stages(replace(lab, store=plan)))
+        # SAEs trained together with this run's are no part of its result, but of its work.
+        aside = [recipe for key, recipe in plan.asked.items() if config.together and key not in planned.values()]
         result = finished(run_dir)
-        if result is not None and result["artifacts"] == planned:
+        if result is not None and result["artifacts"] == planned and all(map(store.find, aside)):
             logger.info("skip %s: done (%s)", run_dir, run_dir / RESULT)
             return result["headline"]
         with open_tracker(

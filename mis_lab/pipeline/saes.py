@@ -14,14 +14,14 @@ from mis_lab.config import RunConfig
 from mis_lab.core.build import build as build_object
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
-from mis_lab.core.store import Artifact, Recipe
+from mis_lab.core.store import WHOLE, Artifact, Recipe
 from mis_lab.pipeline.activations import read_for_sae, recipes
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.together import siblings
 from mis_lab.sae import io as sae_io
 from mis_lab.sae.base import Autoencoder
 from mis_lab.sae.further_config import ConvConfig, TranscoderConfig
-from mis_lab.sae.train import Job, train_together
+from mis_lab.sae.train import Job, TrainingSummary, train_together
 
 N_MONITOR = 8192  # held-out vectors that an SAE is evaluated on in the course of training
 
@@ -108,11 +108,13 @@ def _train(lab: Lab, site: str, configs: Mapping[Path, RunConfig]) -> None:
         )
         for folder, config in configs.items()
     ]
-    summaries = train_together(jobs, loader(stored, lab.images("train", held_out=False)), held_out_nd)
-    for job, summary in zip(jobs, summaries, strict=True):
-        write_json(
-            job.folder / SUMMARY, summary.final | {"n_vectors": summary.n_vectors, "n_features": job.sae.n_features}
-        )
+
+    def finished(job: Job, summary: TrainingSummary) -> None:
+        numbers = summary.final | {"n_vectors": summary.n_vectors, "n_features": job.sae.n_features}
+        write_json(job.folder / SUMMARY, numbers)
+        (job.folder / WHOLE).touch()
+
+    train_together(jobs, loader(stored, lab.images("train", held_out=False)), held_out_nd, finished)
 
 
 def _built(config: RunConfig, stored: Any) -> Autoencoder:

@@ -47,8 +47,9 @@ def embedding(lab: Lab) -> Artifact:
     )
 
     def build(folder: Path) -> None:
-        embed_dataset(lab.metric, dataset, scratch_dir=folder).write(folder)
-        write_json(folder / SUMMARY, {"n_images": len(dataset)})
+        embedded = embed_dataset(lab.metric, dataset, scratch_dir=folder)
+        embedded.write(folder)
+        write_json(folder / SUMMARY, {"n_images": len(dataset)} | embedded.quality)
 
     return lab.store.get(recipe, build)
 

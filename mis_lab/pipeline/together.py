@@ -17,7 +17,15 @@ from omegaconf.errors import OmegaConfBaseException
 from mis_lab.config import RunConfig
 from mis_lab.core.errors import ConfigError
 
-SHARED = ("trainer.batch_size", "trainer.order_seed", "trainer.stacked")  # of the pass itself
+# Of the pass itself, or of what it reads.
+SHARED = (
+    "trainer.batch_size",
+    "trainer.order_seed",
+    "trainer.n_evaluations",
+    "trainer.stacked",
+    "sae.source",
+    "sae._target_",
+)
 
 
 def siblings(config: RunConfig) -> list[RunConfig]:
@@ -25,10 +33,15 @@ def siblings(config: RunConfig) -> list[RunConfig]:
 
     Raises:
         ConfigError: when an axis cannot be read, its option does not exist, is none of ``sae.*``, ``trainer.*`` and
-            ``seed``, or is one that all SAEs of a pass share.
+            ``seed``, or is one that all SAEs of a pass share; when SAEs are stacked.
     """
     if not config.together:
         return []
+    if config.trainer.stacked:
+        raise ConfigError(
+            "together: stacked SAEs see what those before them reconstruct, so no two grids share a pass",
+            fix="Use a sweep (-m) without together.",
+        )
     try:
         axes = [_axis(override) for override in OverridesParser.create().parse_overrides(config.together)]
         return [_changed(config, dict(point)) for point in product(*axes)]

@@ -307,17 +307,17 @@ def _stabilities(saes: Sequence[SweptSae]) -> tuple[list[SeedStability], list[st
         if len(seeds) < 2:
             continue
         try:
-            loaded = [io.load(sae.folder) for sae in seeds.values() if sae.folder is not None]
+            loaded = {seed: io.load(sae.folder) for seed, sae in seeds.items() if sae.folder is not None}
         except StoreError as error:
             notes.append(f"{group[0].site}: no stability between seeds ({error})")
             continue
-        dictionaries = [sae.dictionary for sae in loaded if isinstance(sae, Sae)]
+        dictionaries = [sae.dictionary for sae in loaded.values() if isinstance(sae, Sae)]
         if len(dictionaries) < 2:
             notes.append(f"{group[0].site}, {group[0].architecture}: no dictionaries of several seeds to compare")
         elif max(len(one) for one in dictionaries) > MOST_FEATURES:
             notes.append(f"{group[0].site}: dictionaries of more than {MOST_FEATURES} features were not matched")
         else:
-            found.append(SeedStability(group[0].site, list(seeds.values()), stability(dictionaries)))
+            found.append(SeedStability(group[0].site, [seeds[seed] for seed in loaded], stability(dictionaries)))
     return found, list(dict.fromkeys(notes))
 
 

@@ -5,12 +5,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mis_lab.sae.base import StepInfo
+from mis_lab.sae.config import AuxKConfig
 from mis_lab.sae.selection import TopK
 from mis_lab.sae.sparse import Coded, sparse_autoencode
+
+
+def add_aux_k(
+    total: Tensor,
+    named: dict[str, Tensor],
+    sae: Any,
+    source_nd: Tensor,
+    error_nd: Tensor,
+    step: StepInfo,
+    autoencode: Callable[..., Coded] = sparse_autoencode,
+) -> Tensor:
+    """The loss of an SAE with options :class:`~mis_lab.sae.config.AuxKConfig`, its AuxK added and named."""
+    config: AuxKConfig = sae.config
+    if not (config.aux_k and config.aux_weight):
+        return total
+    weights = sae.centre, sae.W_enc, sae.b_enc, sae.atoms
+    aux = aux_k_loss(source_nd, error_nd.detach(), step.dead_f, *weights, config.aux_k, autoencode)
+    named["aux"] = aux.detach()
+    return total + config.aux_weight * aux
 
 
 def aux_k_loss(

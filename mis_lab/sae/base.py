@@ -4,9 +4,9 @@ An architecture is an activation function (:meth:`Sae.activation`, or its own :m
 (:meth:`Sae.step_losses`); trainer, evaluation, scoring and circuits know this contract only. :class:`Autoencoder` is
 the part of it that trainer and evaluation need; :class:`Sae`, its usual form, has a linear dictionary on top.
 
-Inside, a vector is scaled so that E‖x − mean‖² = 1 over the training data; `scale` is stored, so nobody outside ever
-scales. Codes are in those units: with unit-norm atoms a code is the length of its contribution, as a share of the
-data's standard deviation √E‖x − mean‖², and so comparable between sites. `dictionary` and `offset` are in raw units:
+Inside, a vector is scaled so that E‖x − mean‖² = 1 over the training data (or as `trainer.normalisation` says); `scale`
+is stored, so nobody outside ever scales. Codes are in those units: with unit-norm atoms a code is the length of its
+contribution, as a share of the data's standard deviation √E‖x − mean‖², and so comparable between sites. `dictionary` and `offset` are in raw units:
 ``x̂ = codes @ dictionary + offset`` holds to the bit, so a change of codes Δ moves the site's output by Δ @ dictionary.
 """
 
@@ -103,6 +103,8 @@ class Autoencoder(nn.Module, ABC):
         arguments: what its constructor was given beside `config` and `width`, plain values (`io.py` keeps them).
         reads_maps: batches are whole images (B, P, D), not single vectors.
         is_fitted: made by :meth:`fit` in one go, without training steps.
+        can_be_revived: whether :meth:`revive` works.
+        of_features: names of the parameters with a row a feature.
         scale: factor from raw to inner units. variance: E‖x − mean‖² in inner units, so that
             squared error / variance is in units of FVU.
     """
@@ -110,6 +112,8 @@ class Autoencoder(nn.Module, ABC):
     config_type: ClassVar[type[SaeConfig] | None] = None
     reads_maps: ClassVar[bool] = False
     is_fitted: ClassVar[bool] = False
+    can_be_revived: ClassVar[bool] = False
+    of_features: ClassVar[tuple[str, ...]] = ()
 
     scale: Tensor
     variance: Tensor
@@ -181,7 +185,9 @@ class Autoencoder(nn.Module, ABC):
             encoder_kd, atoms_kd: their new rows of encoder and dictionary; atoms are brought to unit norm.
             bias_k: their new encoder biases.
         """
-        raise ConfigError(f"features of {type(self).__name__} cannot be resampled", fix="Use trainer.resampling=none.")
+        raise ConfigError(
+            f"features of {type(self).__name__} cannot be resampled", fix="Use trainer.resampling.kind=none."
+        )
 
 
 class Sae(Autoencoder):
@@ -191,6 +197,9 @@ class Sae(Autoencoder):
         W_enc, W_dec: (F, D), a feature a row; rows of `W_dec` are the atoms.
         b_enc: (F,). b_dec: (D,), subtracted before the encoder and added after the decoder.
     """
+
+    can_be_revived = True
+    of_features: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
 
     def __init__(self, config: SaeConfig | Mapping[str, Any], width: int, n_features: int | None = None) -> None:
         super().__init__(config, width, n_features)
@@ -320,8 +329,14 @@ def sample_moments(sample_nd: Tensor) -> Moments:
 
 
 def input_scale(moments: Moments, normalisation: Normalisation) -> float:
-    """Factor that brings vectors with these statistics to the units wanted."""
+    """Factor that brings vectors with these statistics to the units wanted.
+
+    Raises:
+        DataError: when their squares do not fit into float32.
+    """
     spread, squared_mean = float(moments.variance.sum()), float(moments.mean.square().sum())
+    if not spread + squared_mean < torch.finfo(torch.float32).max:
+        raise DataError("activations are too large for float32", fix="Check the network's input range.")
     if normalisation is Normalisation.unit_variance:
         return spread**-0.5
     if normalisation is Normalisation.mean_square:

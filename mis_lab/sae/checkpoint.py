@@ -42,6 +42,12 @@ def read_checkpoint(folder: Path, key: str) -> dict[str, Tensor] | None:
     return state
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint."""
+    for path in folder.glob(f".{CHECKPOINT}.*"):
+        path.unlink(missing_ok=True)
+
+
 def remove_checkpoint(folder: Path) -> None:
     """Remove the checkpoint once the result is written."""
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
 from mis_lab.core.errors import ConfigError
+
+
+def require_finite(options: Any, group: str) -> None:
+    """Refuse numbers that are none: NaN passes every comparison.
+
+    Raises:
+        ConfigError: naming the option of the dataclass `options`.
+    """
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{group}.{option.name}={value} is no finite number")
 
 
 @dataclass
@@ -26,6 +39,7 @@ class SaeConfig:
     n_features: int = 0
 
     def __post_init__(self) -> None:
+        require_finite(self, "sae")
         if self.n_features < 0:
             raise ConfigError(
                 f"sae.n_features={self.n_features} is negative", fix="Use 0 for expansion times the width."

@@ -27,6 +27,10 @@ class ArchetypalConfig(TopKConfig):
         super().__post_init__()
         if self.n_candidates < 0 or self.delta < 0:
             raise ConfigError(f"sae.n_candidates={self.n_candidates} and sae.delta={self.delta} must not be negative")
+        if self.n_candidates == 1:
+            raise ConfigError(
+                "sae.n_candidates=1: one point spans no hull", fix="Use 0, or at least as many as features."
+            )
 
 
 @dataclass
@@ -79,4 +83,6 @@ class TranscoderConfig(TopKConfig):
                 looked=", ".join(self.source) or "an empty mapping",
                 fix=f"Set '+sae.source={{{site}: <path of the site to read>}}'.",
             )
+        if self.source[site] == site:
+            raise ConfigError(f"sae.source lets the transcoder of {site} read {site} itself", fix="Use sae=topk there.")
         return self.source[site]

@@ -55,7 +55,7 @@ def load(folder: Path) -> Autoencoder:
         arguments = {"width": described["width"], **described.get("arguments", {})}
         sae = _rebuild(architecture, described["config"], arguments)
         sae.load_state_dict(read_tensors(folder / WEIGHTS), strict=True, assign=True)
-    except (MisLabError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (MisLabError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # load_state_dict lists every mismatch on a line of its own; the first two say enough.
         told = " ".join(" ".join(str(error).splitlines()[:2]).split())
         raise StoreError(f"{folder} holds no usable SAE ({type(error).__name__}: {told})") from error

@@ -1,7 +1,7 @@
 """Resampling: features that stayed silent for a window are started anew.
 
 Bricken et al. 2023, "Towards Monosemanticity" (app. "Neuron resampling"): directions of badly reconstructed vectors.
-Toussaint 2024: fresh random rows, on a schedule of windows. Which features it took is kept (``revived.json``).
+Toussaint 2024: fresh random rows, on a schedule of windows. Which features it took is kept (``dead_features.json``).
 """
 
 # N vectors  D site width  F features  K features to revive
@@ -91,7 +91,7 @@ class Resampler:
             weights_n = torch.ones_like(weights_n)
         enough = int((weights_n > 0).sum()) >= n
         chosen = torch.multinomial(weights_n, n, replacement=not enough, generator=random)
-        return sae.normalise(sae.source(x_nd)[chosen.to(x_nd.device)]) - sae.centre
+        return sae.normalise(sae.source(x_nd)[chosen.to(x_nd.device)]) - sae.b_dec
 
     def state(self) -> dict[str, Tensor]:
         return {str(step): features for step, features in self.revived.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mis_lab.core.errors import ConfigError
-from mis_lab.sae.aux_k import aux_k_loss
+from mis_lab.sae.aux_k import add_aux_k
 from mis_lab.sae.base import Losses, Sae, StepInfo
 from mis_lab.sae.config import BatchTopKConfig, TopKConfig
 from mis_lab.sae.selection import Select
@@ -58,20 +58,7 @@ class SelectedSae(Sae):
         error_nd = target_nd - self.b_dec - coded.decoded_bd
         named = {"fvu": self.fvu(error_nd.detach()), "l0": coded.n_active / len(x_nd)}
         total = self.reconstruction_loss(source_nd, target_nd, error_nd, coded, step)
-        if self.config.aux_k and self.config.aux_weight:
-            aux = aux_k_loss(
-                source_nd,
-                error_nd.detach(),
-                step.dead_f,
-                self.centre,
-                self.W_enc,
-                self.b_enc,
-                self.atoms,
-                self.config.aux_k,
-                self.autoencode,
-            )
-            named["aux"] = aux.detach()
-            total = total + self.config.aux_weight * aux
+        total = add_aux_k(total, named, self, source_nd, error_nd, step, self.autoencode)
         self.after_selection(coded)
         return Losses(total, named, coded.fired(self.n_features))
 

@@ -164,10 +164,11 @@ def sparse_autoencode(
         b_enc: (F,).
         select: chooses pairs from the pre-activations.
         group_f: (F,) int64, group of every feature, not falling; None for one group.
-        precision: of the encoder's product. Lower than the vectors', it decides which features are selected; their
-            values are computed anew in full precision, and so are all gradients.
+        precision: of the encoder's product; float32 means that of the vectors. A lower one decides which features are
+            selected; their values are computed anew in full precision, and so are all gradients.
     """
-    precision = min(precision, x_bd.dtype, key=lambda dtype: dtype.itemsize)
+    if precision is torch.float32:
+        precision = x_bd.dtype
     return Coded(*_SparseAutoencode.apply(x_bd, centre_d, W_enc, b_enc, W_dec, select, group_f, precision))
 
 

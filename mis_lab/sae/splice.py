@@ -188,6 +188,7 @@ def evaluate_splices(
     indices: Sequence[int] | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    behind: Mapping[Site, Spliced] | None = None,
 ) -> dict[str, SpliceQuality]:
     """Quality of each SAE spliced in alone, by its site's path; one pass over the images and one forward pass an SAE.
 
@@ -198,6 +199,8 @@ def evaluate_splices(
         saes: one by the site that is written, on the model's device.
         reference: of the same network and images.
         indices: images to evaluate on (all by default).
+        behind: SAEs of earlier sites that are spliced in as well (stacked SAEs); numbers are then of all together,
+            against the untouched network.
 
     Raises:
         ConfigError: when an SAE's width is not its site's, or the network has no classes.
@@ -216,7 +219,7 @@ def evaluate_splices(
         original_bk = log_probabilities(reference.original.logits_nk[batch.indices])
         target_b = target_n[batch.indices]
         for site, sae in saes.items():
-            with spliced(model, {site: sae}):
+            with spliced(model, {**(behind or {}), site: sae}):
                 spliced_bk = log_probabilities(predictions(model, batch.images_bchw))
             numbers = {
                 "agreement": (spliced_bk.argmax(1) == original_bk.argmax(1)).double(),

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.errors import ConfigError, DataError, MisLabError
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import content_key
 from mis_lab.core.progress import progress
 from mis_lab.core.seeding import generator
 from mis_lab.sae import io
 from mis_lab.sae.base import Autoencoder, Vectors
-from mis_lab.sae.checkpoint import CHECKPOINT, read_checkpoint, remove_checkpoint, write_checkpoint
+from mis_lab.sae.checkpoint import CHECKPOINT, read_checkpoint, remove_checkpoint, remove_partial, write_checkpoint
 from mis_lab.sae.monitor import Monitor
 from mis_lab.sae.resample import Resampler
 from mis_lab.sae.trainer_config import ResamplingKind, TrainerConfig
@@ -86,7 +87,12 @@ def train(
     return train_together([Job(sae, config, seed, folder, log)], loader, held_out_nd)[0]
 
 
-def train_together(jobs: Sequence[Job], loader: Vectors, held_out_nd: Tensor | None = None) -> list[TrainingSummary]:
+def train_together(
+    jobs: Sequence[Job],
+    loader: Vectors,
+    held_out_nd: Tensor | None = None,
+    finished: Callable[[Job, TrainingSummary], None] = lambda job, summary: None,
+) -> list[TrainingSummary]:
     """Train several SAEs in one pass over the data; each folder gets its SAE and its curves.
 
     ``losses.json`` has the logged losses, ``evaluations.json`` quality on `held_out_nd` in the course of training,
@@ -99,6 +105,7 @@ def train_together(jobs: Sequence[Job], loader: Vectors, held_out_nd: Tensor | N
         jobs: what to train; budgets and options may differ.
         loader: batches of raw vectors on the SAEs' device.
         held_out_nd: raw vectors to evaluate on; none without.
+        finished: called for each SAE whose folder is complete, before the failure of another is raised.
 
     Raises:
         DataError: when activations are not finite or training diverges, saying at which step; raised once the other
@@ -116,7 +123,7 @@ def train_together(jobs: Sequence[Job], loader: Vectors, held_out_nd: Tensor | N
             x_bd = loader.batch(step)
             for run in due:
                 run.advance(x_bd, alone=len(runs) == 1)
-    summaries = [run.finish() for run in runs if run.error is None]
+    summaries = [summary for run in runs if (summary := run.finish(finished)) is not None]
     if failed := [run.error for run in runs if run.error is not None]:
         raise failed[0]
     return summaries
@@ -127,9 +134,10 @@ class _Run:
 
     def __init__(self, job: Job, loader: Vectors, held_out_nd: Tensor | None) -> None:
         self.job, self.loader = job, loader
-        self.error: DataError | None = None
+        self.error: MisLabError | None = None
         sae, config = job.sae, job.config
         job.folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(job.folder)
         self.key = content_key(
             {
                 "sae": sae.config,
@@ -142,6 +150,10 @@ class _Run:
         )
         resampler = None
         if config.resampling.kind is not ResamplingKind.none:
+            if not sae.can_be_revived:
+                raise ConfigError(
+                    f"features of {type(sae).__name__} cannot be resampled", fix="Use trainer.resampling.kind=none."
+                )
             resampler = Resampler(config.resampling, loader, job.seed)
         monitor = None
         if held_out_nd is not None and config.n_evaluations:
@@ -149,7 +161,10 @@ class _Run:
         self.is_stepped = not sae.is_fitted
         batch_size = getattr(loader, "batch_size", config.batch_size)
         if self.is_stepped and config.batch_size < batch_size:
-            raise ConfigError(f"trainer.batch_size={config.batch_size}, but the loader's batches have {batch_size}")
+            raise ConfigError(
+                f"trainer.batch_size={config.batch_size}, but the loader's batches have {batch_size}",
+                fix=f"Set trainer.batch_size to {batch_size} at least (an SAE of maps reads whole images).",
+            )
         state = read_checkpoint(job.folder, self.key) if self.is_stepped else None
         if state is None:
             sample_nd = loader.sample(min(N_INITIAL, loader.n_vectors))
@@ -164,23 +179,35 @@ class _Run:
 
     def advance(self, x_bd: Tensor, alone: bool) -> None:
         config, training = self.job.config, self.training
+        is_due = config.checkpoint_steps and training.step and training.step % config.checkpoint_steps == 0
         try:
-            logged = training.advance(x_bd)
-        except DataError as error:
+            logged = training.advance(x_bd, self._checkpoint if is_due else None)
+        except MisLabError as error:
             if alone:
                 raise
-            logger.error("%s: %s", self.job.folder, error)
-            self.error = error
+            self._fail(error)
             return
         if logged is not None:
             self.job.log(logged, training.step - 1)
-        if config.checkpoint_steps and training.step % config.checkpoint_steps == 0:
-            write_checkpoint(self.job.folder, training.state(), self.key)
+        if training.step == config.n_steps and config.checkpoint_steps and not alone:
+            self._checkpoint()  # others may go on for long
 
-    def finish(self) -> TrainingSummary:
+    def _checkpoint(self) -> None:
+        write_checkpoint(self.job.folder, self.training.state(), self.key)
+
+    def _fail(self, error: MisLabError) -> None:
+        logger.error("%s: %s", self.job.folder, error)
+        self.error = error
+
+    def finish(self, finished: Callable[[Job, TrainingSummary], None]) -> TrainingSummary | None:
+        if self.error is not None:
+            return None
         training, folder, sae = self.training, self.job.folder, self.job.sae
         if not self.is_stepped:
             sae.fit(self.loader, generator(self.job.seed, "sae", "fit"))
+        if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
+            self._fail(DataError("the last step left weights that are not finite", fix="Lower trainer.lr."))
+            return None
         io.save(sae.eval(), folder)
         n_vectors = training.n_seen if self.is_stepped else self.loader.n_vectors
         summary = TrainingSummary(training.step, n_vectors, training.history)
@@ -199,6 +226,7 @@ class _Run:
         remove_checkpoint(folder)
         final = ", ".join(f"{name} {number:.4g}" for name, number in summary.final.items())
         logger.info("trained on %d vectors: %s", summary.n_vectors, final or "fitted in one go")
+        finished(self.job, summary)
         return summary
 
 

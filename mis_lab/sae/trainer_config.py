@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.keys import NO_EFFECT
+from mis_lab.sae.config import require_finite
 
 
 class Normalisation(Enum):
@@ -78,6 +79,7 @@ class ResamplingConfig:
     living_bias: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self, "trainer.resampling")
         counts = (self.window, self.n_vectors, *self.at)
         if min(counts) < 1 or self.every < 0 or self.encoder_scale < 0:
             raise ConfigError(f"trainer.resampling has a count or step out of range: {self}")
@@ -90,7 +92,8 @@ class TrainerConfig:
     """How an SAE is trained.
 
     Attributes:
-        n_vectors: budget: vectors seen in all, epochs as needed.
+        n_vectors: budget: vectors seen in all, epochs as needed; steps are as many as it has batches, also where the
+            data has fewer vectors than a batch.
         batch_size: vectors a step.
         optimizer, beta1, beta2: Adam, or SGD with momentum `beta1`.
         lr: largest learning rate of an SAE of `lr_features` features.
@@ -141,6 +144,7 @@ class TrainerConfig:
     log_steps: int = field(default=25, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
+        require_finite(self, "trainer")
         if self.n_vectors < 1 or self.batch_size < 1 or self.lr <= 0 or self.dead_after < 1 or self.log_steps < 1:
             raise ConfigError(f"trainer needs positive n_vectors, batch_size, lr, dead_after and log_steps, got {self}")
         for name in ("clip", "checkpoint_steps", "lr_features", "n_evaluations"):
@@ -148,9 +152,13 @@ class TrainerConfig:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is negative", fix="Use 0 for none.")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"trainer.beta1={self.beta1} and trainer.beta2={self.beta2} must lie in [0, 1)")
-        if min(self.warmup, self.decay, self.sparsity_warmup) < 0 or self.warmup + self.decay > 1:
+        if self.n_evaluations == 1:
+            raise ConfigError("trainer.n_evaluations=1 would see the start alone", fix="Use 0, or 2 and more.")
+        shares = (self.warmup, self.decay, self.sparsity_warmup)
+        if min(shares) < 0 or max(shares) > 1 or self.warmup + self.decay > 1:
             raise ConfigError(
-                f"trainer.warmup={self.warmup} and trainer.decay={self.decay} must be shares that fit in one run"
+                f"trainer.warmup={self.warmup}, trainer.decay={self.decay} and trainer.sparsity_warmup="
+                f"{self.sparsity_warmup} must be shares that fit in one run"
             )
         if self.k_start < 1 or not 0 <= self.k_anneal <= 1:
             raise ConfigError(f"trainer.k_start={self.k_start} must be 1 or more, k_anneal={self.k_anneal} a share")

@@ -9,6 +9,8 @@ several SAEs can share one pass over the data (`train.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -58,8 +60,12 @@ class Training:
         """(F,) bool: features silent for `dead_after` vectors."""
         return self.silent_f >= self.config.dead_after
 
-    def advance(self, x_bd: Tensor) -> dict[str, float] | None:
+    def advance(self, x_bd: Tensor, before: Callable[[], None] | None = None) -> dict[str, float] | None:
         """Take one step on raw vectors; returns the numbers to log when it is time to.
+
+        Args:
+            before: called once loss and gradient have proved to be finite, while all is as before the step: the moment
+                for a checkpoint, as weights that a step has spoilt show in the next one.
 
         Raises:
             DataError: when vectors, loss or gradient are not finite; the SAE is left as it was before the step.
@@ -83,6 +89,8 @@ class Training:
         norm = get_total_norm(gradients)
         if not torch.isfinite(losses.total.detach() + norm):
             self._tell_non_finite(x_bd)
+        if before is not None:
+            before()
         if config.clip and norm > config.clip:
             clip_grads_with_norm_(self.parameters.values(), config.clip, norm)
         rate = learning_rate(config, self.sae.n_features, number)
@@ -120,15 +128,16 @@ class Training:
             )
         raise DataError(
             f"training diverged: loss or gradient is not finite at step {self.step}",
-            fix=f"Lower trainer.lr (now {self.config.lr:g}); the last checkpoint is from before.",
+            fix=f"Lower trainer.lr (now {self.config.lr:g}); a checkpoint, where there is one, is from before.",
         )
 
     @torch.no_grad()
     def forget_moments(self, features: Tensor) -> None:
-        """Set what the optimiser remembers of these features to 0: the rows of every parameter with a row a feature."""
-        for parameter in self.parameters.values():
-            if parameter.shape[0] != self.sae.n_features:
+        """Set what the optimiser remembers of these features to 0."""
+        for name in self.sae.of_features:
+            if name not in self.parameters:
                 continue
+            parameter = self.parameters[name]
             for value in self.optimizer.state[parameter].values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value[features] = 0

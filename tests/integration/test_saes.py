@@ -31,6 +31,50 @@ def test_a_grid_is_trained_in_one_pass_and_a_sweep_finds_it_done(lab: Lab) -> No
     assert len(metrics(lab)) == 4  # the first run was one of the sweep's
 
 
+def test_one_that_diverges_costs_the_others_nothing(lab: Lab) -> None:
+    words = (*SMOKE, *SAES, "stages=[activations,sae]", 'together=["trainer.lr=0.01,1e30"]')
+    assert "training diverged" in lab.run(*words, expect=2).stdout
+    assert sum(name.startswith("sae/") for name in built(lab.store)) == 1  # the run's own
+    lab.run(*SMOKE, *SAES, "stages=[activations,sae]")
+    assert sum(name.startswith("sae/") for name in built(lab.store)) == 1
+    lab.run(*words, expect=2)  # a run that is done still owes the SAEs beside it
+
+
+def test_the_evaluation_knows_how_images_are_made_of_maps(lab: Lab) -> None:
+    lab.run(*SMOKE, *SAES)
+    lab.run(*SMOKE, *SAES, "mis.image_activation=max")
+    assert sum(name.startswith("evaluate/") for name in built(lab.store)) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sae=pca", "evaluate.search_images=2"),
+        ("sae=transcoder", "+sae.source={blocks.6: blocks.5}"),
+        ("sae=conv", "trainer.batch_size=64"),
+    ],
+)
+def test_other_kinds_of_autoencoders_go_all_the_way(lab: Lab, words: tuple[str, ...]) -> None:
+    lab.run(*SMOKE, *SAES, *words)
+    assert metrics(lab)[0]["evaluate/blocks.6/held_out/fvu"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sae=transcoder", "+sae.source={blocks.6: blocks.6}"), "read blocks.6 itself"),
+        (("sae=transcoder",), "does not say which site"),
+        (("sae.expansion=nan",), "sae.expansion=nan is no finite number"),
+        (("+trainer.lrr=3",), "no option trainer.lrr"),
+        (("trainer.stacked=true", 'together=["sae.k=4,8"]'), "no two grids share a pass"),
+        (("sae=conv", "trainer.batch_size=4"), "Set trainer.batch_size to 9 at least"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(lab: Lab, words: tuple[str, ...], said: str) -> None:
+    found = lab.run(*SMOKE, *SAES, *words, expect=2)
+    assert said in found.stdout + found.stderr
+
+
 @pytest.mark.parametrize(
     ("axis", "said"),
     [

@@ -38,6 +38,7 @@ class ArchetypalSae(TopKSae):
 
     config_type: ClassVar[type[SaeConfig]] = ArchetypalConfig
     config: ArchetypalConfig
+    of_features: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "mixing", "relaxation")
     candidates: Tensor
     atom_norm: Tensor
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mis_lab.sae.aux_k import aux_k_loss
+from mis_lab.sae.aux_k import add_aux_k
 from mis_lab.sae.base import Losses, Sae, StepInfo
 from mis_lab.sae.config import GatedConfig, SaeConfig
 from mis_lab.sae.encoder import centred_linear
@@ -31,6 +30,7 @@ class GatedSae(Sae):
 
     config_type: ClassVar[type[SaeConfig]] = GatedConfig
     config: GatedConfig
+    of_features: ClassVar[tuple[str, ...]] = (*Sae.of_features, "r_mag", "b_mag")
 
     def __init__(self, config: GatedConfig, width: int) -> None:
         super().__init__(config, width)
@@ -63,23 +63,11 @@ class GatedSae(Sae):
             "l0": active_nf.sum() / len(x_nd),
         }
         total = reconstruction + step.sparsity * self.config.l1 * l1 + gates
-        if self.config.aux_k and self.config.aux_weight:
-            aux = aux_k_loss(
-                x_nd,
-                error_nd.detach(),
-                step.dead_f,
-                self.b_dec,
-                self.W_enc,
-                self.b_enc,
-                self.W_dec,
-                self.config.aux_k,
-            )
-            named["aux"] = aux.detach()
-            total = total + self.config.aux_weight * aux
+        total = add_aux_k(total, named, self, x_nd, error_nd, step)
         return Losses(total, named, active_nf.any(0))
 
     @torch.no_grad()
     def revive(self, features: Tensor, encoder_kd: Tensor, atoms_kd: Tensor, bias_k: Tensor) -> None:
-        super().revive(features, encoder_kd, F.normalize(atoms_kd, dim=1), bias_k)
+        super().revive(features, encoder_kd, atoms_kd, bias_k)
         self.r_mag[features] = 0
         self.b_mag[features] = bias_k

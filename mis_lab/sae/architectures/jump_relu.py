@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from mis_lab.sae.aux_k import aux_k_loss
+from mis_lab.sae.aux_k import add_aux_k
 from mis_lab.sae.base import Losses, Sae, StepInfo
 from mis_lab.sae.config import JumpReluConfig, JumpReluPenalty, SaeConfig
 from mis_lab.sae.encoder import centred_linear
@@ -73,6 +73,7 @@ class JumpReluSae(Sae):
 
     config_type: ClassVar[type[SaeConfig]] = JumpReluConfig
     config: JumpReluConfig
+    of_features: ClassVar[tuple[str, ...]] = (*Sae.of_features, "threshold")
 
     def __init__(self, config: JumpReluConfig, width: int) -> None:
         super().__init__(config, width)
@@ -110,19 +111,7 @@ class JumpReluSae(Sae):
             total = fvu + step.sparsity * config.sparsity * penalty + config.pre_act * below
             named["below_threshold"] = below.detach()
         named["penalty"] = penalty.detach()
-        if config.aux_k and config.aux_weight:
-            aux = aux_k_loss(
-                x_nd,
-                error_nd.detach(),
-                step.dead_f,
-                self.b_dec,
-                self.W_enc,
-                self.b_enc,
-                self.W_dec,
-                config.aux_k,
-            )
-            named["aux"] = aux.detach()
-            total = total + config.aux_weight * aux
+        total = add_aux_k(total, named, self, x_nd, error_nd, step)
         return Losses(total, named, active_nf.any(0))
 
     @torch.no_grad()

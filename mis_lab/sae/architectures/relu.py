@@ -55,6 +55,13 @@ class ReluSae(Sae):
         if not self.has_free_atoms:
             super().normalise_atoms()
 
+    @torch.no_grad()
+    def revive(self, features: Tensor, encoder_kd: Tensor, atoms_kd: Tensor, bias_k: Tensor) -> None:
+        super().revive(features, encoder_kd, atoms_kd, bias_k)
+        if self.has_free_atoms:
+            self.W_dec[features] *= INITIAL_NORM
+            self.b_enc[features] -= self.W_enc[features] @ self.b_dec
+
     def activation(self, pre: Tensor) -> Tensor:
         return pre.relu()
 

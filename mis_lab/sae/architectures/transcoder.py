@@ -43,6 +43,7 @@ class TranscoderSae(TopKSae):
 
     config_type: ClassVar[type[SaeConfig]] = TranscoderConfig
     config: TranscoderConfig
+    can_be_revived = False
     target_scale: Tensor
 
     def __init__(self, config: TranscoderConfig, width: int, width_out: int) -> None:

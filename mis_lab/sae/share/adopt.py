@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mis_lab.core.errors import ConfigError, StoreError
 from mis_lab.core.files import read_json
 from mis_lab.core.keys import hash_file
@@ -63,7 +65,15 @@ def adopt(
         raise ConfigError(f"no format {format_name}", fix=f"Use one of {', '.join(READERS)}.")
     if not source.exists():
         raise StoreError(f"no file or folder {source}")
-    found = READERS[format_name](source, settings or {})
+    try:
+        found = READERS[format_name](source, settings or {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise StoreError(
+            f"{source} is no {format_name} SAE that can be read ({type(error).__name__}: {told})"
+        ) from error
+    if not all(torch.isfinite(tensor).all() for tensor in found.sae.state_dict().values()):
+        raise StoreError(f"the SAE in {source} has weights that are not finite, as they are read")
     site = site or found.site
     if run is not None and not site:
         raise ConfigError(f"{source} does not say its site", fix=f"Add --site, one of {', '.join(run.sites)}.")

@@ -132,9 +132,7 @@ def _machine_readable(sae: Autoencoder, made: Provenance, precision: str) -> dic
         "width": sae.width,
         "n_features": sae.n_features,
         "precision": precision,
-        **{
-            name: told[name] for name in ("site", "network", "dataset", "seeds", "evaluation", "origin") if name in told
-        },
+        **{name: told[name] for name in READ_BY_MACHINES if name in told},
     }
 
 

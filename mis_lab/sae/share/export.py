@@ -71,7 +71,10 @@ def write(
     """Write one SAE with its provenance and card; `shared` is `folder`, or the folder of it and others."""
     if precision is SharedPrecision.float16:
         halve(sae, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}", fix="Name a folder that can.") from error
     (folder / io.DESCRIPTION).unlink(missing_ok=True)  # an interrupted rewrite must not pair old and new files
     io.save(sae, folder)
     write_text(folder / CARD, sae_card(sae, made, _where(folder, shared), precision.name, licence))

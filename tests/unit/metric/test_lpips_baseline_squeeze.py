@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from PIL import Image, ImageFilter
 from torchvision.models import squeezenet1_1
 
 from mis_lab.core.errors import ConfigError
+from mis_lab.core.files import read_json
+from mis_lab.core.store import Store
 from mis_lab.dataset.config import PhotoPatchesConfig, SplitConfig
 from mis_lab.dataset.load import load_dataset
 from mis_lab.metric.config import LpipsBaselineSqueezeConfig
 from mis_lab.metric.load import load_metric
 from mis_lab.metric.lpips_baseline_squeeze import LpipsBaselineSqueeze
 from mis_lab.model.packaged import packaged_state_dict
+from mis_lab.pipeline import stages
 
 CONFIG = LpipsBaselineSqueezeConfig()
 
@@ -119,3 +123,15 @@ def test_the_smallest_size_works_and_smaller_ones_are_refused(tiles):
     assert load_metric(LpipsBaselineSqueezeConfig(size=32)).embed(tiles[:2]).isfinite().all()
     with pytest.raises(ConfigError, match=r"metric\.size=31: images are too small"):
         LpipsBaselineSqueezeConfig(size=31)
+
+
+def test_the_error_of_a_sketch_is_stored_with_the_embedding(tmp_path):
+    config = LpipsBaselineSqueezeConfig(size=32, sketch=2048)
+    data = {"score": load_dataset(PhotoPatchesConfig(split=SplitConfig(limit=30)), "score")}
+    lab = SimpleNamespace(
+        config=SimpleNamespace(metric=config), metric=load_metric(config), data=data, store=Store(tmp_path)
+    )
+    summary = read_json(stages.embedding(lab).path / "summary.json")
+    assert summary["sketch_n_images"] == summary["n_images"] == 30
+    assert 0 < summary["sketch_margin_error"] < 0.5
+    assert 0.8 < summary["sketch_sign_agreement"] < 1

@@ -20,6 +20,9 @@ from mis_lab.mis.units import UnitStatus
 SETTINGS = Settings(
     protocol="extreme",
     query="most_extreme",
+    query_negative="least_extreme",
+    query_percentile=0.0,
+    quantile=0.0,
     n_explanations=9,
     n_tasks=20,
     min_tasks=5,
@@ -33,6 +36,7 @@ SETTINGS = Settings(
     tie=1e-6,
     n_images=60,
     images="def",
+    classes="ghi",
 )
 N_GROUPS = 6
 
@@ -174,6 +178,9 @@ def test_nothing_to_compare_is_said():
 SETTING_CHANGES = {
     "protocol": "quantile",
     "query": "least_extreme",
+    "query_negative": "most_extreme",
+    "query_percentile": 95.0,
+    "quantile": 0.25,
     "n_explanations": 5,
     "n_tasks": 100,
     "min_tasks": 2,
@@ -187,6 +194,7 @@ SETTING_CHANGES = {
     "tie": 2e-6,
     "n_images": 61,
     "images": "xyz",
+    "classes": "xyz",
 }
 
 
@@ -196,6 +204,11 @@ def test_scores_with_other_settings_are_refused(pair, name):
     was = getattr(SETTINGS, name)
     with pytest.raises(ConfigError, match=rf"they differ in {name} \({was} and {SETTING_CHANGES[name]}\)"):
         compare(pair[0], other, "bottom")
+
+
+def test_classes_count_only_where_both_went_by_them(pair):
+    without = replace(pair[1], settings=replace(SETTINGS, classes=""))
+    assert compare(pair[0], without, "bottom", n_bootstrap=20).p_value < 0.05
 
 
 def test_seeds_and_last_bits_of_the_temperature_may_differ(pair):

@@ -15,8 +15,8 @@ from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import content_key
 from mis_lab.metric.base import Embedding
 from mis_lab.mis.compare import compare
-from mis_lab.mis.config import MisConfig, Negatives, Protocol
-from mis_lab.mis.run import sample_units, score_units
+from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
+from mis_lab.mis.run import require_ids, sample_units, score_units
 from mis_lab.mis.score import measure_temperature
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
@@ -100,18 +100,71 @@ def test_every_setting_is_stored(stored, embedding):
     assert score_units(stored, Neurons(SITE.width), embedding, CONFIG, 6).settings == measured.settings
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
-@pytest.mark.parametrize("one_per_group", [False, True])
-def test_chunks_and_order_of_units_change_no_task(stored, embedding, protocol, one_per_group):
-    config = replace(CONFIG, protocol=protocol, one_per_group=one_per_group)
-    whole = score_units(stored, Neurons(SITE.width), embedding, config, 0)
-    assert_same(score_units(stored, Neurons(SITE.width), embedding, replace(config, chunk=5), 0), whole, slice(None))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"one_per_group": True},
+        {"protocol": Protocol.quantile},
+        {"protocol": Protocol.quantile, "one_per_group": True},
+        {"protocol": Protocol.hard, "query": Query.percentile},
+        {"protocol": Protocol.inner_quantile, "quantile": 0.02},
+        {"n_tasks": 20, "pool_size": 24},
+        {"negatives": [Negatives.within_class, Negatives.random]},
+    ],
+    ids=str,
+)
+def test_chunks_and_order_of_units_change_no_task(stored, embedding, clusters, options):
+    config = replace(CONFIG, **options)
+    whole = score_units(stored, Neurons(SITE.width), embedding, config, 0, classes=clusters)
+    in_chunks = score_units(stored, Neurons(SITE.width), embedding, replace(config, chunk=5), 0, classes=clusters)
+    assert_same(in_chunks, whole, slice(None))
     for units in ([7, 11, 0, 3], [10]):
-        some = score_units(stored, Neurons(SITE.width), embedding, config, 0, units=units)
+        some = score_units(stored, Neurons(SITE.width), embedding, config, 0, units=units, classes=clusters)
         assert_same(some, whole, units)
         assert some.unit_names == [f"neuron {unit}" for unit in units]
-    other = score_units(stored, Neurons(SITE.width), embedding, config, 1)
+    other = score_units(stored, Neurons(SITE.width), embedding, config, 1, classes=clusters)
     assert not torch.equal(other.of("random").tasks.query_negative, whole.of("random").tasks.query_negative)
+
+
+def settings_of(stored, embedding, classes=None, **options):
+    return score_units(stored, Neurons(SITE.width), embedding, replace(CONFIG, **options), 0, classes=classes).settings
+
+
+def test_settings_say_what_a_protocol_has_and_no_more(stored, embedding, clusters):
+    plain = settings_of(stored, embedding, query_percentile=70.0, quantile=0.3)
+    assert plain == settings_of(stored, embedding)  # options that this protocol does not look at
+    assert (plain.query, plain.query_negative, plain.pool_size) == ("most_extreme", "most_extreme", 24)
+    assert (plain.query_percentile, plain.quantile, plain.classes) == (0.0, 0.0, "")
+    asymmetric = settings_of(stored, embedding, query_negative=NegativeQuery.least_extreme)
+    with pytest.raises(ConfigError, match=r"differ in query_negative \(most_extreme and least_extreme\)"):
+        plain.require_equal(asymmetric)
+    hard = settings_of(stored, embedding, protocol=Protocol.hard, query=Query.percentile, query_percentile=80.0)
+    assert (hard.protocol, hard.query_negative, hard.query_percentile) == ("hard", "percentile", 80.0)
+    inner = settings_of(stored, embedding, protocol=Protocol.inner_quantile, quantile=0.1)
+    assert (inner.quantile, inner.pool_size) == (0.1, 24)
+    assert settings_of(stored, embedding, protocol=Protocol.quantile, quantile=0.1).pool_size == 30
+    fixed = settings_of(stored, embedding, pool_size=31)
+    assert (fixed.pool_size, fixed.n_tasks) == (28, 6)
+    assert (settings_of(stored, embedding, n_tasks=3).pool_size, plain.n_tasks) == (12, 6)
+
+
+def test_negatives_within_class_by_labels_or_predictions(stored, embedding, clusters):
+    both = [Negatives.random, Negatives.within_class]
+    neurons, config = Neurons(SITE.width), replace(CONFIG, negatives=both)
+    predicted = torch.from_numpy(clusters // 2)  # pairs of clusters look alike to this network
+    scores = score_units(stored, neurons, embedding, config, 0, classes=predicted)
+    result = scores.of("within_class")
+    assert (predicted[result.tasks.query_positive[:10]] == predicted[result.tasks.query_negative[:10]]).all()
+    # By the clusters themselves there is nothing to tell apart: what the units see is their class.
+    alone = score_units(stored, neurons, embedding, config, 0, classes=clusters)
+    seeing = {name: np.nanmean(each.scores.soft.estimate[:10]) for name, each in alone.by_negatives.items()}
+    assert seeing["random"] > 0.8
+    assert abs(seeing["within_class"] - 0.5) < 0.1
+    with pytest.raises(ConfigError, match="differ in classes"):
+        compare(scores, alone, "within_class", n_bootstrap=20)
+    without = score_units(stored, neurons, embedding, replace(CONFIG, negatives=[Negatives.random]), 0)
+    assert compare(scores, without, "random", n_bootstrap=20).mean_difference.estimate == 0
 
 
 def test_rows_and_gram_matrix_give_the_same_scores(stored, embedding, embedding_of):
@@ -185,7 +238,26 @@ def test_bad_input(stored, embedding):
         score_units(stored, Broken(SITE.width), embedding, CONFIG, 0)
     with pytest.raises(DataError, match="300 images are too few"):
         score_units(stored, neurons, embedding, MisConfig(n_explanations=39), 0)
+    by_class = replace(CONFIG, negatives=[Negatives.within_class])
+    with pytest.raises(ConfigError, match=r"negatives=\[within_class\] needs the class of every image"):
+        score_units(stored, neurons, embedding, by_class, 0)
+    with pytest.raises(DataError, match="299 classes for 300 images"):
+        score_units(stored, neurons, embedding, by_class, 0, classes=[0] * 299)
+    with pytest.raises(DataError, match=r"image 0299 has no class \(1 of 300"):
+        score_units(stored, neurons, embedding, by_class, 0, classes=[0] * 299 + [-1])
     with pytest.raises(ConfigError, match="unknown control shuffled"):
         score_units(stored, neurons, embedding, CONFIG, 0, control="shuffled")
     with pytest.raises(ValueError, match="1 names for 12 units"):
         score_units(stored, neurons, embedding, CONFIG, 0, unit_names=["one"])
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (["a", "b", "a"], "images 0 and 2 have the same id a"),
+        (["a", "", "c"], "image 1 has no id"),
+    ],
+)
+def test_every_image_has_an_id_of_its_own(ids, words):
+    with pytest.raises(DataError, match=words):
+        require_ids(ids)

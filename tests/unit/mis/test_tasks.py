@@ -9,11 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mis_lab.core.errors import DataError
-from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
-from mis_lab.mis.tasks import Tasks, assemble, deal_bins, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
+from mis_lab.mis.protocols.bins import deal_bins
+from mis_lab.mis.protocols.within_class import image_classes
+from mis_lab.mis.tasks import Tasks, assemble, draw_tasks, group_codes, pool_needs
 from mis_lab.mis.units import UnitStatus
 
-BOTH = pytest.mark.parametrize("negatives", list(Negatives))
+EVERYWHERE = (Negatives.bottom, Negatives.random)
+POSITIONS = pytest.mark.parametrize("query", [Query.most_extreme, Query.least_extreme])
+BOTH = pytest.mark.parametrize("negatives", EVERYWHERE)
+ALL = pytest.mark.parametrize("negatives", list(Negatives))
 OK = UnitStatus.ok.value
 
 
@@ -22,7 +27,7 @@ def config_of(**options) -> MisConfig:
 
 
 def draw(pools_of, activations, config, negatives=Negatives.bottom, seed=0, groups=None, units=None, ids=None):
-    """Gather and draw as score_units does."""
+    """Gather and draw as score_units does; an image's class follows from its id."""
     activations = np.asarray(activations, dtype=np.float32)
     n_images, n_units = activations.shape
     needs = pool_needs(config, n_images)
@@ -37,7 +42,9 @@ def draw(pools_of, activations, config, negatives=Negatives.bottom, seed=0, grou
         units=units,
     )
     codes = None if groups is None else group_codes(groups)
-    return draw_tasks(pools, config, negatives, seed, torch.tensor(units), codes, n_images)
+    names = [f"image {place:05d}" for place in range(n_images)] if ids is None else ids
+    classes = image_classes([int(name[-1]) % 3 for name in names], names)
+    return draw_tasks(pools, config, negatives, seed, torch.tensor(units), codes, n_images, classes)
 
 
 def sides(tasks: Tasks) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +79,7 @@ def test_extreme_reproduces_the_golden_ids_from_the_golden_permutations(golden):
         assert (sides(tasks)[0] == golden[f"extreme_{name}"]).all()
 
 
-@pytest.mark.parametrize("query", list(Query))
+@POSITIONS
 @BOTH
 def test_extreme_takes_one_image_of_each_bin(pools_of, query, negatives):
     rng = np.random.default_rng(0)
@@ -97,7 +104,7 @@ def test_extreme_takes_one_image_of_each_bin(pools_of, query, negatives):
             assert len(np.unique(side[unit])) == 20  # every image once
 
 
-@pytest.mark.parametrize("query", list(Query))
+@POSITIONS
 def test_quantile_asks_the_least_or_the_most_extreme_of_its_draw(pools_of, query):
     activations = np.random.default_rng(1).standard_normal((90, 4))
     config = config_of(protocol=Protocol.quantile, quantile=0.25, query=query, n_tasks=40)
@@ -121,8 +128,8 @@ def test_quantile_asks_the_least_or_the_most_extreme_of_its_draw(pools_of, query
 
 @given(
     seed=st.integers(0, 2**32),
-    protocol=st.sampled_from(Protocol),
-    negatives=st.sampled_from(Negatives),
+    protocol=st.sampled_from((Protocol.extreme, Protocol.quantile)),
+    negatives=st.sampled_from(EVERYWHERE),
     grouped=st.booleans(),
     sparse=st.booleans(),
     levels=st.sampled_from([2, 5, 1000]),
@@ -222,10 +229,10 @@ def test_a_group_with_half_of_all_images_lowers_the_number_of_tasks_as_far_as_ne
 
 def test_quantile_with_groups_draws_uniformly_among_the_images_left():
     """Three images of group a, one of b and one of c, two distinct groups: against the sequential draw's chances."""
-    from mis_lab.mis.tasks import _draw_distinct_groups
+    from mis_lab.mis.protocols.groups import draw_distinct_groups
 
     groups = torch.tensor([[0, 1, 0, 2, 0, -1]]).expand(40, -1)
-    places = _draw_distinct_groups(groups, 3, 500, 2, 0, torch.arange(40)).sort(-1).values.flatten(0, 1)
+    places = draw_distinct_groups(groups, 3, 500, 2, 0, torch.arange(40)).sort(-1).values.flatten(0, 1)
     pairs, counts = places.unique(dim=0, return_counts=True)
     found = {tuple(pair): count / 20000 for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)}
     # P(a_i and b): a_i first (1/5) then b of {b, c} (1/2); or b first (1/5) then a_i of the four others (1/4).
@@ -239,13 +246,20 @@ def test_quantile_with_groups_draws_uniformly_among_the_images_left():
 
 VARIANTS = [
     pytest.param(config_of(protocol=protocol, one_per_group=grouped), id=f"{protocol.name}-{grouped}")
-    for protocol in Protocol
+    for protocol in (Protocol.extreme, Protocol.quantile)
     for grouped in (False, True)
+] + [
+    pytest.param(config_of(protocol=Protocol.hard, query=Query.percentile, query_percentile=80.0), id="hard"),
+    pytest.param(config_of(protocol=Protocol.inner_quantile, quantile=0.1), id="inner"),
+    pytest.param(config_of(protocol=Protocol.inner_quantile, quantile=0.05, one_per_group=True), id="inner-True"),
+    pytest.param(config_of(n_tasks=13, pool_size=24), id="pool"),
+    pytest.param(config_of(n_tasks=13, pool_size=24, one_per_group=True), id="pool-True"),
+    pytest.param(config_of(query_negative=NegativeQuery.least_extreme), id="asymmetric"),
 ]
 
 
 @pytest.mark.parametrize("config", VARIANTS)
-@BOTH
+@ALL
 def test_units_are_drawn_alike_in_any_order_and_chunk(pools_of, config, negatives):
     rng = np.random.default_rng(2)
     activations = np.maximum(np.round(rng.standard_normal((120, 8)), 1), rng.choice([-9, 0], 8))
@@ -261,7 +275,7 @@ def test_units_are_drawn_alike_in_any_order_and_chunk(pools_of, config, negative
 
 
 @pytest.mark.parametrize("config", VARIANTS)
-@BOTH
+@ALL
 def test_images_in_another_order_give_the_same_images(pools_of, config, negatives):
     rng = np.random.default_rng(3)
     activations = np.round(rng.standard_normal((110, 5)), 1)
@@ -330,7 +344,7 @@ def test_units_full_of_ties_do_not_share_their_pools(pools_of):
 # Status ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("protocol", [Protocol.extreme, Protocol.quantile])
 @BOTH
 def test_units_without_a_number_say_why(pools_of, protocol, negatives):
     rng = np.random.default_rng(7)
@@ -351,7 +365,7 @@ def test_units_without_a_number_say_why(pools_of, protocol, negatives):
     assert set(sides(tasks)[0][4].flat) <= {*range(8), -1}
 
 
-@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("protocol", [Protocol.extreme, Protocol.quantile])
 def test_too_few_groups_is_not_too_rare(pools_of, protocol):
     rng = np.random.default_rng(8)
     activations = np.zeros((100, 4))

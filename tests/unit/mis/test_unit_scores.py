@@ -41,6 +41,9 @@ def scores() -> UnitScores:
         settings=Settings(
             protocol="extreme",
             query="most_extreme",
+            query_negative="least_extreme",
+            query_percentile=0.0,
+            quantile=0.0,
             n_explanations=2,
             n_tasks=4,
             min_tasks=2,
@@ -54,6 +57,7 @@ def scores() -> UnitScores:
             tie=1e-6,
             n_images=9,
             images="def",
+            classes="ghi",
         ),
         seed=3,
         n_active=torch.tensor([4, 9, 0]),
@@ -95,8 +99,8 @@ def test_folders_that_cannot_be_read(scores, tmp_path):
         UnitScores.read(tmp_path / "nothing")
     scores.write(tmp_path)
     told = json.loads((tmp_path / "scores.json").read_text())
-    (tmp_path / "scores.json").write_text(json.dumps(told | {"format": 2}))
-    with pytest.raises(StoreError, match="unit scores of format 2; this version reads format 1"):
+    (tmp_path / "scores.json").write_text(json.dumps(told | {"format": 1}))
+    with pytest.raises(StoreError, match="unit scores of format 1; this version reads format 2"):
         UnitScores.read(tmp_path)
     scores.write(tmp_path)
     whole = (tmp_path / "scores.safetensors").read_bytes()

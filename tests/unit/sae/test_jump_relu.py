@@ -135,7 +135,7 @@ def test_regression_thresholds_move_and_sparsify(vectors: Callable) -> None:
         training.advance(loader.batch(number))
     l0 = training.history["l0"]
     assert sum(l0[-10:]) < 0.6 * sum(l0[:10])
-    assert float(sae.threshold.median()) > 0.05
+    assert float(sae.threshold.detach().median()) > 0.05
     assert (sae.threshold >= 0).all()
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.seeding import generator
+from mis_lab.sae.architectures.conv import ConvSae
 from mis_lab.sae.architectures.relu import ReluSae
-from mis_lab.sae.config import ReluConfig
+from mis_lab.sae.config import ReluConfig, ReluForm
+from mis_lab.sae.further_config import ConvConfig
 from mis_lab.sae.resample import Resampler
 from mis_lab.sae.train import FEATURES, train
 from mis_lab.sae.trainer_config import ResamplingConfig, ResamplingKind, TrainerConfig
@@ -141,6 +143,30 @@ def test_revived_features_fire_again(vectors: Callable) -> None:
     sae, loader = with_dead(vectors, DEAD)
     training = run(sae, loader, BRICKEN, 30)
     assert (training.silent_f[DEAD] < 64 * 20).all()
+
+
+def test_only_parameters_with_a_row_a_feature_are_forgotten(vectors: Callable) -> None:
+    """With as many features as dimensions b_dec has F entries, too."""
+    sae, loader = with_dead(vectors, [0, 1], ReluConfig(n_features=8, l1=0.01))
+    training = run(sae, loader, THESIS, 7)
+    assert not training.optimizer.state[sae.W_enc]["exp_avg"][[0, 1]].any()
+    assert training.optimizer.state[sae.b_dec]["exp_avg"][[0, 1]].all()
+
+
+def test_free_atoms_without_a_pre_bias_start_anew_as_they_began(vectors: Callable) -> None:
+    sae, loader = with_dead(vectors, DEAD, ReluConfig(n_features=16, l1=0.01, form=ReluForm.april))
+    run(sae, loader, BRICKEN, 10)
+    torch.testing.assert_close(sae.W_dec[DEAD].norm(dim=1), torch.full((3,), 0.1))
+    at_the_mean = sae.W_enc[DEAD] @ sae.b_dec + sae.b_enc[DEAD]
+    assert at_the_mean.abs().max() < 1e-6
+    mean_d = torch.nn.functional.normalize(sae.b_dec, dim=0)
+    assert (torch.nn.functional.normalize(sae.W_dec[DEAD], dim=1) @ mean_d).abs().max() < 0.9
+
+
+def test_what_cannot_be_revived_is_refused_before_the_first_step(vectors: Callable, tmp_path: Path) -> None:
+    sae = ConvSae(ConvConfig(expansion=2), width=8, grid=(1, 1))
+    with pytest.raises(ConfigError, match=r"ConvSae cannot be resampled. Use trainer.resampling.kind=none"):
+        train(sae, vectors(), replace(CONFIG, resampling=THESIS), 0, tmp_path, lambda numbers, step: None)
 
 
 def test_all_dead_is_no_nan(vectors: Callable) -> None:

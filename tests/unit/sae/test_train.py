@@ -283,6 +283,28 @@ def test_a_run_that_fails_says_where_and_keeps_the_last_good_checkpoint(
     assert torch.equal(sae.W_dec, whole.W_dec)
 
 
+def test_weights_that_a_step_has_spoilt_are_in_no_checkpoint(vectors: Callable, tmp_path: Path) -> None:
+    config = replace(CONFIG, checkpoint_steps=1, lr=1e30, warmup=0.0)
+    with pytest.raises(DataError, match="not finite at step 1"):
+        train(build(SAES["relu"], width=8), vectors(), config, 0, tmp_path, quiet)
+    assert not (tmp_path / CHECKPOINT).exists()  # the only state that was sound is the start
+
+
+def test_a_last_step_that_spoils_the_weights_writes_no_sae(vectors: Callable, tmp_path: Path) -> None:
+    sae = build(SAES["relu"], width=8)
+    config = replace(CONFIG, n_vectors=64)
+    sae.constrain = lambda: sae.b_enc.data.fill_(torch.nan)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="the last step left weights that are not finite"):
+        train(sae, vectors(), config, 0, tmp_path, quiet)
+    assert not (tmp_path / "sae.json").exists()
+
+
+def test_what_a_kill_left_of_a_checkpoint_goes_away(vectors: Callable, tmp_path: Path) -> None:
+    (tmp_path / f".{CHECKPOINT}.4711").write_bytes(b"half")
+    train(build(SAES["relu"], width=8), vectors(), CONFIG, 0, tmp_path, quiet)
+    assert not [path.name for path in tmp_path.iterdir() if CHECKPOINT in path.name]
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_weights(scripted: Scripted) -> None:
     scripted.fires, scripted.loss = [[0]], 1e37  # of a finite loss, but its squares overflow
     with torch.no_grad():
@@ -314,8 +336,12 @@ def test_nan_in_the_sample_is_refused_before_the_first_step(vectors: Callable, t
         ({"checkpoint_steps": -1}, r"trainer\.checkpoint_steps=-1"),
         ({"lr_features": -1}, r"trainer\.lr_features=-1"),
         ({"beta2": 1.0}, r"trainer\.beta2=1"),
-        ({"warmup": 0.6, "decay": 0.6}, r"trainer\.warmup=0\.6 and trainer\.decay=0\.6"),
+        ({"warmup": 0.6, "decay": 0.6}, r"trainer\.warmup=0\.6, trainer\.decay=0\.6"),
         ({"sparsity_warmup": -0.1}, "must be shares"),
+        ({"sparsity_warmup": 3.0}, "must be shares"),
+        ({"lr": float("nan")}, r"trainer\.lr=nan is no finite number"),
+        ({"clip": float("inf")}, r"trainer\.clip=inf is no finite number"),
+        ({"n_evaluations": 1}, r"trainer\.n_evaluations=1"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
