@@ -37,7 +37,7 @@ VERSIONS = {
     "sae": 2,
     "evaluate": 2,
     "metric": 1,
-    "mis": 1,
+    "mis": 2,
     "compare": 1,
     "circuit": 1,
 }

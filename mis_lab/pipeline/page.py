@@ -17,7 +17,7 @@ from mis_lab.core.keys import plain
 from mis_lab.core.records import read_record
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.compare import Comparison
-from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.mis.unit_scores import Settings, UnitScores
 from mis_lab.mis.units import UnitStatus
 from mis_lab.pipeline.evaluation import GEOMETRY, PARTS, SELECTIVITY, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
@@ -150,6 +150,15 @@ def _weights(lab: Lab, site: str) -> Geometry | None:
     return geometry(directions_fd) if directions_fd.numel() <= MOST_WEIGHTS else None
 
 
+def _query(settings: Settings) -> str:
+    """Which image of a task is asked about, in words; both sides where they differ."""
+    if settings.query_percentile:
+        return f"{settings.query} {settings.query_percentile:g}"
+    if settings.query_negative in ("same", settings.query):
+        return settings.query
+    return f"{settings.query} (of the least active: {settings.query_negative})"
+
+
 def _settings(lab: Lab, scores: UnitScores) -> MisSettings:
     settings = scores.settings
     return MisSettings(
@@ -158,7 +167,7 @@ def _settings(lab: Lab, scores: UnitScores) -> MisSettings:
         temperature=settings.temperature,
         temperature_is_measured=lab.metric.temperature == 0,
         protocol=settings.protocol,
-        query=settings.query,
+        query=_query(settings),
         n_explanations=settings.n_explanations,
         n_tasks=settings.n_tasks,
         negatives=list(scores.by_negatives),

@@ -21,10 +21,11 @@ from mis_lab.core.keys import plain
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.metric.base import Embedding, embed_dataset
 from mis_lab.mis.compare import compare_sites, summarise
+from mis_lab.mis.config import Negatives
 from mis_lab.mis.run import sample_units, score_units
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.pipeline.activations import activations
-from mis_lab.pipeline.evaluation import ablations, evaluate, predicted
+from mis_lab.pipeline.evaluation import ablations, classes, evaluate, is_labelled, predicted
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
 from mis_lab.pipeline.saes import load_saes, sae
 from mis_lab.sae import io as sae_io
@@ -67,6 +68,7 @@ def mis(lab: Lab, site: str, kind: str) -> Artifact:
     from_sae = kind == "feature" or (kind == "permuted" and lab.has_sae)
     stored, embedded = activations(lab, "score")[lab.reads(site) if from_sae else site], embedding(lab)
     config = lab.config
+    by_class = Negatives.within_class in config.mis.negatives
     scoring = plain(config.mis)
     for name in ("controls", *(() if kind in config.mis.controls else ("n_control_units",))):
         del scoring[name]  # which controls are asked for changes no unit's score
@@ -74,7 +76,9 @@ def mis(lab: Lab, site: str, kind: str) -> Artifact:
         "mis",
         VERSIONS["mis"],
         {"kind": kind, "mis": scoring, "temperature": lab.metric.temperature, "seed": config.seed},
-        {"activations": stored.key, "metric": embedded.key} | ({"sae": sae(lab, site).key} if from_sae else {}),
+        {"activations": stored.key, "metric": embedded.key}
+        | ({"sae": sae(lab, site).key} if from_sae else {})
+        | ({"classes": lab.data["score"].fingerprint if is_labelled(lab) else predicted(lab).key} if by_class else {}),
         label=f"{kind} at {config.model.name} {site}, seed {config.seed}",
     )
 
@@ -96,6 +100,7 @@ def mis(lab: Lab, site: str, kind: str) -> Artifact:
             units=sample_units(source.n_units, config.mis.n_control_units, config.seed) if permuted else None,
             control="permuted" if permuted else "",
             device=lab.device,
+            classes=classes(lab) if by_class else None,
         )
         scores.write(folder)
         write_json(folder / SUMMARY, _means(scores))

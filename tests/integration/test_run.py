@@ -205,3 +205,11 @@ def test_wandb_offline_is_one_run_a_job(lab: Lab) -> None:
     lab.run("-m", "experiment=quickstart", "debug=smoke", *few, "seed=0,1")
     folders = list(lab.outputs.rglob("offline-run-*"))
     assert len({folder.name.rpartition("-")[2] for folder in folders}) == 2
+
+
+def test_presets_of_the_score_run_and_keep_their_scores_apart(lab: Lab) -> None:
+    few = ("sae=none", "model.sites=[blocks.6]", "stages=[mis]", "mis.controls=[]")
+    small = ("mis.n_explanations=2", "mis.n_tasks=3", "mis.min_tasks=1", "mis.pool_size=0")
+    for preset in ("within_class", "thesis", "hard"):
+        lab.run(*SMOKE, *few, f"mis={preset}", *small)
+    assert sum(name.startswith("mis/") for name in built(lab.store)) == 3
