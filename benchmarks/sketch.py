@@ -2,9 +2,10 @@
 
     python benchmarks/sketch.py [--images 256] [--size 64] [--widths 1024,4096,8192] [--seeds 3] [--trunk FILE]
 
-On tiles of the packaged photographs: the uncalibrated baseline, and LPIPS on AlexNet, with random weights unless --trunk
-names torchvision's file. Errors are those that every run stores: of squared distances (relative), of margins over their
-standard deviation, and the share of random tasks whose margin keeps its sign. Gaussian projections only up to 4,096.
+On tiles of the packaged photographs: the uncalibrated baseline, and LPIPS on AlexNet, with random weights unless
+--trunk names torchvision's file. Errors are those that every run stores: of squared distances (relative), of margins
+over their standard deviation, and the share of random tasks whose margin keeps its sign. Gaussian projections only up
+to 4,096.
 """
 
 from __future__ import annotations
