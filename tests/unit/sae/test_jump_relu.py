@@ -152,7 +152,7 @@ def test_revived_features_start_at_the_first_threshold(x_nd: Tensor) -> None:
     rows = torch.randn(2, 8, generator=generator(9)).double()
     sae.revive(torch.tensor([3, 19]), rows, rows, torch.zeros(2).double())
     assert sae.threshold[[3, 19]].tolist() == pytest.approx([0.01, 0.01])
-    assert float(sae.threshold[18]) > 0.3
+    assert float(sae.threshold[18].detach()) > 0.3
 
 
 @pytest.mark.parametrize("options", [{"sparsity": -1.0}, {"bandwidth": 0.0}, {"threshold": -0.1}, {"tanh_scale": 0.0}])
