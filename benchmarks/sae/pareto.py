@@ -131,8 +131,6 @@ def figure(points: Sequence[Point], path: Path) -> None:
             axis.set_xscale("log")
             axis.set_xticks([3, 10, 30, 100], ["3", "10", "30", "100"])
             axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("{x:g}")
             axis.set_title(f"{title} at {site}", fontsize=10)
             axis.grid(alpha=0.3)
             if row == len(MEASURES) - 1:
