@@ -49,7 +49,7 @@ def test_the_evaluation_knows_how_images_are_made_of_maps(lab: Lab) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("sae=pca", "evaluate.search_images=2"),
+        pytest.param(("sae=pca", "evaluate.search_images=2"), marks=pytest.mark.slow),
         ("sae=transcoder", "+sae.source={blocks.6: blocks.5}"),
         ("sae=conv", "trainer.batch_size=64"),
     ],
