@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mis_lab.core.errors import EXIT_OK, ConfigError, StoreError, nearest_first
+from mis_lab.core.errors import EXIT_OK, ConfigError, nearest_first
+from mis_lab.mis_run_commands import add_compare, read_result, read_run, say, write_table
 
 if TYPE_CHECKING:
     from mis_lab.mis.reference_comparison import ReferenceComparison
-    from mis_lab.mis.unit_scores import UnitScores
 
 NEGATIVES = ("bottom", "random")
 
 
 def mis(argv: list[str]) -> int:
-    """``mis-lab mis import``."""
+    """``mis-lab mis import | compare``."""
     parser = argparse.ArgumentParser(prog="mis-lab mis", description="scores of units from elsewhere")
     actions = parser.add_subparsers(dest="action", required=True)
     _add_import(actions)
+    add_compare(actions)
     arguments = parser.parse_args(argv)
     arguments.act(arguments)
     return EXIT_OK
@@ -54,18 +53,19 @@ def _import(arguments: argparse.Namespace) -> None:
     summaries = summarise_layers(table, arguments.layer)
     names = [field.name for field in dataclasses.fields(summaries[0])]
     rows = [[getattr(summary, name) for name in names] for summary in summaries]
-    _table(names, rows)
+    write_table(names, rows)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.out, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([names, *rows])
-        _say(f"also in {arguments.out}")
+        say(f"also in {arguments.out}")
     if not arguments.run:
         return
     from mis_lab.mis.reference_comparison import compare_with_reference, differing
 
     found: list[ReferenceComparison] = []
-    scored = _scores(arguments.run, arguments.store, arguments.kind)
+    run = read_result(arguments.run)
+    scored = read_run(run, "", arguments.run, arguments.kind, arguments.store).scores
     unknown = [site for site in layers_of if site not in scored]
     if unknown:
         raise ConfigError(
@@ -75,8 +75,8 @@ def _import(arguments: argparse.Namespace) -> None:
     for site in layers_of or scored:
         layer = layers_of.get(site, site)
         found += compare_with_reference(table, layer, scored[site], arguments.negatives, arguments.metric)
-    _say(f"\n{arguments.kind}s of {arguments.run} beside {arguments.file.name} (difference: run less table)")
-    _table(
+    say(f"\n{arguments.kind}s of {arguments.run} beside {arguments.file.name} (difference: run less table)")
+    write_table(
         (
             "site",
             "layer",
@@ -95,9 +95,9 @@ def _import(arguments: argparse.Namespace) -> None:
     )
     settings = next(iter(scored.values())).settings
     for told in ("network and images are others", *differing(settings, arguments.negatives, arguments.metric)):
-        _say(f"note: {told}")
+        say(f"note: {told}")
     if not any(one.measure == "soft" for one in found):
-        _say("note: soft scores of different metrics or temperatures are not compared")
+        say("note: soft scores of different metrics or temperatures are not compared")
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -105,24 +105,6 @@ def _pair(word: str) -> tuple[str, str]:
     if not equals:
         raise ConfigError(f"--site {word}", fix="Write --site SITE=LAYER.")
     return site, layer
-
-
-def _scores(run_dir: Path, store: Path | None, kind: str) -> dict[str, UnitScores]:
-    """Scores of one kind of units of a finished run, by site."""
-    from mis_lab.core.files import read_json
-    from mis_lab.mis.unit_scores import UnitScores
-
-    path = run_dir / "result.json"
-    if not path.is_file():
-        raise StoreError(f"{run_dir} is no finished run", looked=path, fix="Give a folder below multirun_outputs/.")
-    result: dict[str, Any] = read_json(path)
-    root = store or Path(result["config"]["paths"]["store"])
-    parts = {name: name.split("/") for name in result["artifacts"] if name.startswith("mis/")}
-    wanted = {name.removeprefix("mis/").rpartition("/")[0]: name for name, part in parts.items() if part[-1] == kind}
-    if not wanted:
-        kinds = ", ".join(sorted({part[-1] for part in parts.values()})) or "no units: run the stage mis"
-        raise StoreError(f"the run {run_dir} scored no {kind}s", fix=f"It scored {kinds}.")
-    return {site: UnitScores.read(root / "mis" / result["artifacts"][name]) for site, name in wanted.items()}
 
 
 def _row(one: ReferenceComparison) -> list[Any]:
@@ -141,14 +123,3 @@ def _row(one: ReferenceComparison) -> list[Any]:
         f"{one.p_value:.2g}",
         one.spearman,
     ]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    lines = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")

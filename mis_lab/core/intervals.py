@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 
 class Interval(NamedTuple):
@@ -35,3 +35,15 @@ def percentile_interval(estimate: np.ndarray | float, resampled: np.ndarray, con
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(np.asarray(resampled, dtype=np.float64), [tail, 1 - tail], axis=0)
     return Interval(estimate, low, high)
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Mean of (n,) independent values with Student's t interval; NaN for none, NaN limits for a single one."""
+    n = len(values)
+    if not n:
+        return Interval(np.nan, np.nan, np.nan)
+    mean = float(np.mean(values))
+    if n < 2:
+        return Interval(mean, np.nan, np.nan)
+    half = float(t.ppf(0.5 + confidence / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half)

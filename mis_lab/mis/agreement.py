@@ -76,6 +76,19 @@ def agreement_table(scores: Mapping[str, np.ndarray], n_bootstrap: int = 500, se
     return [rank_agreement(scores[a], scores[b], a, b, n_bootstrap, seed) for a, b in combinations(scores, 2)]
 
 
+def spearman_matrix(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n, n) float64 Spearman's rank correlations of every two scores of the same units, over the units that have both;
+    NaN where a score does not vary or fewer than three units have both."""
+    values = [np.asarray(one, dtype=np.float64) for one in scores.values()]
+    matrix = np.full((len(values), len(values)), np.nan)
+    for row, a in enumerate(values):
+        for column, b in enumerate(values[: row + 1]):
+            both = np.isfinite(a) & np.isfinite(b)
+            if both.sum() > 2 and np.ptp(a[both]) and np.ptp(b[both]):
+                matrix[row, column] = matrix[column, row] = np.corrcoef(rankdata(a[both]), rankdata(b[both]))[0, 1]
+    return matrix
+
+
 def _correlations(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     ranks_a, ranks_b = rankdata(a), rankdata(b)
     return float(np.corrcoef(ranks_a, ranks_b)[0, 1]), float(kendalltau(ranks_a, ranks_b).statistic)

@@ -55,6 +55,13 @@ class Negatives(Enum):
     within_class = 2
 
 
+# Kinds of units that tell what a score is worth: activations dealt to the wrong images (of features, or of neurons
+# without an SAE), directions that nobody trained, and neurons as sparse as the features.
+CONTROLS = ("permuted", "random_directions", "sparse_neurons")
+# Options that change no unit's score: which other units are scored, and what is told beside.
+BESIDE_SCORES = ("controls", "n_control_units", "n_top", "n_reseeds", "hardness", "quantiles")
+
+
 @dataclass
 class MisConfig:
     """Tasks, scores and comparison.
@@ -74,8 +81,12 @@ class MisConfig:
         image_activation: see :class:`~mis_lab.activations.config.ImageActivation`.
         ties: margins this small, relative to the metric's scale, count one half.
         n_bootstrap: resamples for intervals.
-        n_control_units: units a site for each control.
-        controls: ``permuted`` (features with permuted activations), ``random_directions``.
+        n_control_units: units a site for each control, and for what is scored again (curves, other draws).
+        controls: kinds of units scored beside the run's own, see :data:`CONTROLS`.
+        n_top: most activating images of a unit that further scores look at; fewer where the pool has fewer.
+        n_reseeds: times that scores are drawn anew, with other seeds, to tell their noise; 0 or at least 2.
+        hardness: percentiles of the query, from protocol hard, at which scores are told beside the most extreme one.
+        quantiles: shares of the images from which the pool of the reference's protocol is taken, likewise.
         chunk: units scored at once.
     """
 
@@ -94,7 +105,11 @@ class MisConfig:
     ties: float = 1e-6
     n_bootstrap: int = 1000
     n_control_units: int = 256
-    controls: list[str] = field(default_factory=lambda: ["permuted", "random_directions"])
+    controls: list[str] = field(default_factory=lambda: ["permuted", "random_directions", "sparse_neurons"])
+    n_top: int = 50
+    n_reseeds: int = 3
+    hardness: list[float] = field(default_factory=lambda: [99.0, 95.0, 90.0, 85.0])
+    quantiles: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.25])
     chunk: int = field(default=256, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
@@ -106,11 +121,8 @@ class MisConfig:
                 f"mis.quantile={self.quantile}: above 0.5 the task is inverted",
                 fix="Use 0 < quantile <= 0.5.",
             )
-        unknown = set(self.controls) - {"permuted", "random_directions"}
-        if unknown:
-            raise ConfigError(
-                f"mis.controls: unknown {', '.join(sorted(unknown))}", fix="Use permuted, random_directions."
-            )
+        if unknown := sorted(set(self.controls) - set(CONTROLS)):
+            raise ConfigError(f"mis.controls: unknown {', '.join(unknown)}", fix=f"Use {', '.join(CONTROLS)}.")
         if not self.negatives or len(set(self.negatives)) < len(self.negatives):
             names = ", ".join(negatives.name for negatives in self.negatives)
             raise ConfigError(
@@ -124,6 +136,7 @@ class MisConfig:
             )
         self._check_pool()
         self._check_queries()
+        self._check_beside()
         if not self.ties >= 0:
             raise ConfigError(f"mis.ties={self.ties} is negative", fix="Use 0 for exact ties only.")
 
@@ -144,6 +157,18 @@ class MisConfig:
                 f"mis.pool_size={self.pool_size} does not do for tasks of K+1 = {per_side} images",
                 fix=f"Use at least {least} images, or 0 for N(K+1).",
             )
+
+    def _check_beside(self) -> None:
+        if self.n_top < 2:
+            raise ConfigError(f"mis.n_top={self.n_top}: two images at least can be alike")
+        if self.n_reseeds < 0 or self.n_reseeds == 1:
+            raise ConfigError(
+                f"mis.n_reseeds={self.n_reseeds} tells nothing about noise", fix="Use 0 for none, or 2 and more."
+            )
+        if wrong := [p for p in self.hardness if not 50 < p < 100]:
+            raise ConfigError(f"mis.hardness: {wrong[0]:g} is no percentile between 50 and 100")
+        if wrong := [q for q in self.quantiles if not 0 < q <= 0.5]:
+            raise ConfigError(f"mis.quantiles: {wrong[0]:g} is no share of the images up to 0.5")
 
     def _check_queries(self) -> None:
         if not 50 < self.query_percentile < 100:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,8 @@ class UnitScores:
     Attributes:
         site: module path.
         kind: ``neuron``, ``feature``, ``random_direction`` or a kind of your own.
-        control: ``permuted`` when images were shuffled for every unit before they were ranked, else empty.
+        control: ``permuted`` when images were shuffled for every unit before they were ranked, or what else was done
+            to the set of units; else empty.
         units: (U,) int64, their places at the site (channel, latent).
         unit_names: names for people, one a unit.
         seed: of tasks and bootstrap. Scores of different seeds are replicates and may be compared.
@@ -161,6 +162,30 @@ class UnitScores:
                 fix=f"Add {negatives} to mis.negatives.",
             )
         return self.by_negatives[negatives]
+
+    def without(self, units: Collection[int], control: str) -> UnitScores:
+        """The scores of all other units, under a name of their own (`control`)."""
+        kept = torch.tensor([unit not in units for unit in self.units.tolist()], dtype=torch.bool)
+        mask = kept.numpy()
+
+        def rest(result: NegativesScores) -> NegativesScores:
+            return NegativesScores(
+                status=result.status[kept],
+                tasks=Tasks(*(part[kept] for part in result.tasks)),
+                margins=result.margins[kept],
+                scores=Scores(*(Interval(*(np.asarray(part)[mask] for part in one)) for one in result.scores)),
+            )
+
+        return dataclasses.replace(
+            self,
+            control=control,
+            units=self.units[kept],
+            unit_names=[name for name, stays in zip(self.unit_names, mask, strict=True) if stays],
+            n_active=self.n_active[kept],
+            minimum=self.minimum[kept],
+            maximum=self.maximum[kept],
+            by_negatives={negatives: rest(result) for negatives, result in self.by_negatives.items()},
+        )
 
     def write(self, folder: Path) -> None:
         """Write the scores into `folder`."""

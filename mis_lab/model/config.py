@@ -72,8 +72,9 @@ class ModelConfig:
             function, a class of your own). Pretrained weights of timm or torchvision are asked for here
             (``pretrained: true``, ``weights: IMAGENET1K_V1``).
         weights: where weights come from: ``none`` (as the network's constructor leaves them, from
-            `init_seed`), ``package:NAME`` (see mis_lab/model/packaged.py), ``file:PATH`` (safetensors, or a
-            state dict that loads with weights_only), or ``train`` (trained here, see `training`).
+            `init_seed`), ``random`` (the same, but pretrained weights are not asked for, whatever `network` says),
+            ``package:NAME`` (see mis_lab/model/packaged.py), ``file:PATH`` (safetensors, or a state dict that
+            loads with weights_only), or ``train`` (trained here, see `training`).
         init_seed: seed of random initial weights.
         sites: module paths, in the order of the network.
         layout, tokens: see :class:`Layout`, :class:`Tokens`.
@@ -104,9 +105,9 @@ class ModelConfig:
         if len(set(self.sites)) != len(self.sites):
             raise ConfigError(f"model.sites names a module twice: {', '.join(self.sites)}")
         kind, _, which = self.weights.partition(":")
-        if kind not in ("none", "package", "file", "train") or (kind in ("package", "file")) != bool(which):
+        if kind not in ("none", "random", "package", "file", "train") or (kind in ("package", "file")) != bool(which):
             raise ConfigError(
-                f"model.weights={self.weights} is unknown", fix="Use none, package:NAME, file:PATH or train."
+                f"model.weights={self.weights} is unknown", fix="Use none, random, package:NAME, file:PATH or train."
             )
         if self.class_names not in ("imagenet", "dataset", "none"):
             raise ConfigError(f"model.class_names={self.class_names} is unknown", fix="Use imagenet, dataset or none.")

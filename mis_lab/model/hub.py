@@ -25,6 +25,11 @@ def asks_for_weights(network: Mapping[str, Any]) -> bool:
     return bool(network.get("pretrained") or network.get("weights"))
 
 
+def without_weights(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a network without those that ask for pretrained weights: what an untrained one is made with."""
+    return {name: value for name, value in network.items() if name not in ("pretrained", "weights")}
+
+
 def check_names(network: Mapping[str, Any]) -> None:
     """Say which names come nearest when timm has no such model, or torchvision no such model or weights.
 

@@ -22,7 +22,13 @@ from mis_lab.core.tensors import hash_tensors
 from mis_lab.dataset.config import TransformConfig
 from mis_lab.dataset.transforms import ImageTransform
 from mis_lab.model.config import ModelConfig
-from mis_lab.model.hub import asks_for_weights, check_names, is_download_error, missing_weights
+from mis_lab.model.hub import (
+    asks_for_weights,
+    check_names,
+    is_download_error,
+    missing_weights,
+    without_weights,
+)
 from mis_lab.model.packaged import packaged_state_dict
 
 NAMED_IN_ERRORS = 3  # keys listed when weights do not fit
@@ -135,16 +141,17 @@ def build_network(config: ModelConfig) -> nn.Module:
         ConfigError: for an unknown network or option.
         MissingFileError: when pretrained weights were asked for and cannot be fetched.
     """
-    check_names(config.network)
+    network = without_weights(config.network) if config.weights == "random" else config.network
+    check_names(network)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(config.init_seed)
         try:
-            module = build(config.network)
+            module = build(network)
         except Exception as error:
             if isinstance(error, RuntimeError) and "pretrained" in str(error):  # timm: no such weights or tag
                 raise ConfigError(f"model {config.name}: {error}", fix="Check model.network.") from error
-            if asks_for_weights(config.network) and is_download_error(error):
-                raise missing_weights(config.name, config.network, error) from error
+            if asks_for_weights(network) and is_download_error(error):
+                raise missing_weights(config.name, network, error) from error
             raise
     if not isinstance(module, nn.Module):
         raise ConfigError(f"model.network gave {type(module).__name__}, not a torch.nn.Module")
@@ -158,8 +165,8 @@ def _place_weights(module: nn.Module, config: ModelConfig, trained: Mapping[str,
             f"model.weights={config.weights} and {'no ' if trained is None else ''}trained weights given",
             fix="Train the network first (model.weights=train), or load other weights.",
         )
-    if kind == "none":
-        if not asks_for_weights(config.network):
+    if kind in ("none", "random"):
+        if kind == "random" or not asks_for_weights(config.network):
             logger.info("model %s keeps random weights (init_seed %d)", config.name, config.init_seed)
         return
     if trained is not None:

@@ -38,7 +38,12 @@ VERSIONS = {
     "evaluate": 2,
     "metric": 1,
     "mis": 2,
-    "compare": 1,
+    "further": 1,
+    "curves": 1,
+    "reseeds": 1,
+    "course": 1,
+    "partners": 1,
+    "compare": 2,
     "circuit": 1,
 }
 Log = Callable[[str, Mapping[str, float], int], None]

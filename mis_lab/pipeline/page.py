@@ -19,9 +19,10 @@ from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import Settings, UnitScores
 from mis_lab.mis.units import UnitStatus
+from mis_lab.pipeline.comparison import COMPARISONS
 from mis_lab.pipeline.evaluation import GEOMETRY, PARTS, SELECTIVITY, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
-from mis_lab.pipeline.stages import COMPARISONS, kinds_of_units
+from mis_lab.pipeline.mis import kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
 from mis_lab.report.collect import Sources, collect
@@ -191,8 +192,11 @@ def log_media(report: Artifact, made: Mapping[str, Artifact], tracker: Tracker) 
     """Hand the page's charts and a table of all neurons and features with their scores to `tracker`."""
     for name, file in read_json(report.path / FIGURES).items():
         tracker.figure(f"figures/{name}", report.path / "figures" / file)
-    kinds = ("neuron", "feature")
-    scored = [UnitScores.read(artifact.path) for name, artifact in made.items() if name.rpartition("/")[2] in kinds]
+    scored = [
+        UnitScores.read(artifact.path)
+        for name, artifact in made.items()
+        if name.startswith("mis/") and name.endswith(("/neuron", "/feature"))
+    ]
     if not scored:
         return
     negatives = list(scored[0].by_negatives)

@@ -105,7 +105,9 @@ def collect(sources: Sources, config: ReportConfig) -> ReportData:
             if kind in ("neuron", "feature")
             for card in _cards(scores, pictures[site, kind], config, sources.seed)
         ],
-        comparisons=[_row(a, b, comparison) for (a, b), found in sources.comparisons.items() for comparison in found],
+        comparisons=[
+            comparison_row(a, b, comparison) for (a, b), found in sources.comparisons.items() for comparison in found
+        ],
         circuit=_circuit(sources, pictures) if sources.circuit else None,
         faithfulness=_curves(sources.circuit) if sources.circuit else [],
         notes=sources.notes,
@@ -247,7 +249,8 @@ def _at(interval: Interval, row: int) -> Interval:
     return Interval(*(float(np.asarray(values)[row]) for values in interval))
 
 
-def _row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
+def comparison_row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
+    """A comparison of kind `a` with kind `b` as the page shows it."""
     over_groups = comparison.mean_difference_groups
     return ComparisonRow(
         site=comparison.site,

@@ -6,8 +6,9 @@ the part of it that trainer and evaluation need; :class:`Sae`, its usual form, h
 
 Inside, a vector is scaled so that E‖x − mean‖² = 1 over the training data (or as `trainer.normalisation` says); `scale`
 is stored, so nobody outside ever scales. Codes are in those units: with unit-norm atoms a code is the length of its
-contribution, as a share of the data's standard deviation √E‖x − mean‖², and so comparable between sites. `dictionary` and `offset` are in raw units:
-``x̂ = codes @ dictionary + offset`` holds to the bit, so a change of codes Δ moves the site's output by Δ @ dictionary.
+contribution, as a share of the data's standard deviation √E‖x − mean‖², and so comparable between sites. `dictionary`
+and `offset` are in raw units: ``x̂ = codes @ dictionary + offset`` holds to the bit, so a change of codes Δ moves the
+site's output by Δ @ dictionary.
 """
 
 # N vectors (any leading dimensions)  D site width  F features  K some features

@@ -26,6 +26,7 @@ from mis_lab.sae.base import Autoencoder, Vectors
 from mis_lab.sae.checkpoint import CHECKPOINT, read_checkpoint, remove_checkpoint, remove_partial, write_checkpoint
 from mis_lab.sae.monitor import Monitor
 from mis_lab.sae.resample import Resampler
+from mis_lab.sae.snapshots import remove_snapshots, save_snapshot, snapshot_steps
 from mis_lab.sae.trainer_config import ResamplingKind, TrainerConfig
 from mis_lab.sae.training import Training
 
@@ -170,7 +171,11 @@ class _Run:
             sample_nd = loader.sample(min(N_INITIAL, loader.n_vectors))
             sae.initialise(sample_nd, generator(job.seed, "sae", "atoms"), config.normalisation)
         self.training = Training(sae.train(), config, resampler, monitor)
-        if state is not None:
+        self.snapshot_steps = snapshot_steps(config) if self.is_stepped else frozenset()
+        if state is None:
+            remove_snapshots(job.folder)
+            self._keep_snapshot()
+        else:
             self.training.restore(state)
             logger.info("going on from step %d of %d (%s)", self.training.step, config.n_steps, job.folder / CHECKPOINT)
 
@@ -189,8 +194,13 @@ class _Run:
             return
         if logged is not None:
             self.job.log(logged, training.step - 1)
+        self._keep_snapshot()
         if training.step == config.n_steps and config.checkpoint_steps and not alone:
             self._checkpoint()  # others may go on for long
+
+    def _keep_snapshot(self) -> None:
+        if self.training.step in self.snapshot_steps:
+            save_snapshot(self.job.sae, self.job.folder, self.training.step)
 
     def _checkpoint(self) -> None:
         write_checkpoint(self.job.folder, self.training.state(), self.key)

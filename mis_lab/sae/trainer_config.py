@@ -114,6 +114,8 @@ class TrainerConfig:
         stacked: an SAE is trained with those of all earlier sites spliced into the network, and evaluated so.
         order_seed: of the order of the data, apart from the run's seed, so that SAEs of several seeds can share a pass.
         n_evaluations: evaluations on held-out vectors in the course of training, the first before it, the last after.
+        n_snapshots: copies of the SAE kept in the course of training, the first from before it, the last of its end:
+            what scores in the course of training are taken from (0 = none).
         checkpoint_steps: steps between checkpoints (0 = none).
         log_steps: steps between logged losses.
     """
@@ -140,6 +142,7 @@ class TrainerConfig:
     stacked: bool = False
     order_seed: int = 0
     n_evaluations: int = 9
+    n_snapshots: int = 0
     checkpoint_steps: int = field(default=500, metadata=NO_EFFECT)
     log_steps: int = field(default=25, metadata=NO_EFFECT)
 
@@ -147,13 +150,14 @@ class TrainerConfig:
         require_finite(self, "trainer")
         if self.n_vectors < 1 or self.batch_size < 1 or self.lr <= 0 or self.dead_after < 1 or self.log_steps < 1:
             raise ConfigError(f"trainer needs positive n_vectors, batch_size, lr, dead_after and log_steps, got {self}")
-        for name in ("clip", "checkpoint_steps", "lr_features", "n_evaluations"):
+        for name in ("clip", "checkpoint_steps", "lr_features", "n_evaluations", "n_snapshots"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} is negative", fix="Use 0 for none.")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"trainer.beta1={self.beta1} and trainer.beta2={self.beta2} must lie in [0, 1)")
-        if self.n_evaluations == 1:
-            raise ConfigError("trainer.n_evaluations=1 would see the start alone", fix="Use 0, or 2 and more.")
+        for name in ("n_evaluations", "n_snapshots"):
+            if getattr(self, name) == 1:
+                raise ConfigError(f"trainer.{name}=1 would see the start alone", fix="Use 0, or 2 and more.")
         shares = (self.warmup, self.decay, self.sparsity_warmup)
         if min(shares) < 0 or max(shares) > 1 or self.warmup + self.decay > 1:
             raise ConfigError(

@@ -11,12 +11,14 @@ from mis_lab.sae.base import Autoencoder
 
 
 class Features:
-    """Unit source of kind "feature": a unit's activation map is its code at every position."""
+    """Unit source whose units' activation maps are their codes at every position.
 
-    kind = "feature"
+    Args:
+        kind: of the units; another word for a baseline whose codes are no features.
+    """
 
-    def __init__(self, sae: Autoencoder) -> None:
-        self.sae = sae
+    def __init__(self, sae: Autoencoder, kind: str = "feature") -> None:
+        self.sae, self.kind = sae, kind
         self.n_units = sae.n_features
 
     @torch.no_grad()

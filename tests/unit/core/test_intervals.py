@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 
-from mis_lab.core.intervals import percentile_interval, wilson
+from mis_lab.core.intervals import mean_interval, percentile_interval, wilson
 
 
 @given(
@@ -76,3 +76,16 @@ def test_the_bootstrap_covers_the_mean_of_a_normal() -> None:
         interval = percentile_interval(sample.mean(), means)
         covered += bool(interval.low <= 0 <= interval.high)
     assert 0.89 < covered / 300 < 0.99
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40).filter(lambda values: np.ptp(values) > 1e-6))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert tuple(mean_interval(np.array(values))) == pytest.approx((np.mean(values), expected.low, expected.high))
+
+
+def test_a_single_value_has_a_mean_and_no_limits() -> None:
+    assert np.isnan(mean_interval(np.array([]))).all()
+    interval = mean_interval(np.array([0.25]))
+    assert interval.estimate == 0.25
+    assert np.isnan([interval.low, interval.high]).all()

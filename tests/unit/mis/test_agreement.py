@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, f_oneway, kendalltau, spearmanr
 
 from mis_lab.core.errors import DataError
-from mis_lab.mis.agreement import agreement_table, rank_agreement, reseed_noise
+from mis_lab.mis.agreement import agreement_table, rank_agreement, reseed_noise, spearman_matrix
 
 SCORES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=15).map(np.array)
 
@@ -117,3 +117,14 @@ def test_scores_without_noise_or_without_differences():
     for few in (JUDGES[:1], JUDGES[:, :1]):
         with pytest.raises(DataError, match="tell nothing about noise"):
             reseed_noise(few)
+
+
+def test_the_matrix_holds_scipys_correlations_of_the_units_that_have_both() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40))
+    b[:5], constant = np.nan, np.ones(40)
+    matrix = spearman_matrix({"a": a, "b": b, "constant": constant})
+    expected = spearmanr(a[5:], b[5:]).statistic
+    assert matrix[0, 1] == matrix[1, 0] == pytest.approx(expected)
+    assert matrix[0, 0] == matrix[1, 1] == pytest.approx(1.0)
+    assert np.isnan(matrix[2]).all()

@@ -107,3 +107,14 @@ def test_folders_that_cannot_be_read(scores, tmp_path):
     (tmp_path / "scores.safetensors").write_bytes(whole[:-40])
     with pytest.raises(StoreError, match="damaged"):
         UnitScores.read(tmp_path)
+
+
+def test_units_can_be_left_out(scores: UnitScores) -> None:
+    rest = scores.without({0, 7}, "never revived")
+    assert rest.label == "never revived random directions"
+    assert (rest.units.tolist(), rest.unit_names) == ([5, 2], ["five", "zwei ü"])
+    for negatives, result in rest.by_negatives.items():
+        whole = scores.of(negatives)
+        assert torch.equal(result.status, whole.status[[0, 2]])
+        assert all(torch.equal(one, two[[0, 2]]) for one, two in zip(result.tasks, whole.tasks, strict=True))
+        np.testing.assert_array_equal(result.scores.soft.low, whole.scores.soft.low[[0, 2]])

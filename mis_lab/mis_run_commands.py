@@ -1,0 +1,274 @@
+"""``mis-lab mis compare``: units of several finished runs side by side.
+
+Runs that differ in SAE, network or seed are compared as sets of units (controls, seeds); runs that scored the same
+units otherwise (another metric, protocol or seed of tasks) by how alike they rank them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mis_lab.core.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from mis_lab.mis.agreement import RankAgreement
+    from mis_lab.mis.compare import Comparison
+    from mis_lab.mis.unit_scores import UnitScores
+
+MEASURES = ("soft", "hard", "delta_over_tau")
+# What decides which units there are: keys of artifacts of a run.
+UNITS_OF = {"feature": "sae", "neuron": "activations/score"}
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A finished run and the scores of one kind of its units.
+
+    Attributes:
+        label: what tells it from the others.
+        scores: by site.
+        units: site → key of what makes these units; equal keys, equal units.
+    """
+
+    label: str
+    scores: Mapping[str, UnitScores]
+    units: Mapping[str, str]
+
+
+def add_compare(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The arguments of ``mis-lab mis compare``."""
+    parser = actions.add_parser("compare", help="units of several runs: controls, seeds, other metrics")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run that the others are compared with")
+    parser.add_argument("others", type=Path, nargs="+", metavar="RUN_DIR", help="one or several other runs")
+    parser.add_argument("--kind", default="feature", help="of the runs' units (default: feature)")
+    parser.add_argument("--against", default=None, help="kind of the other runs' units (default: the same)")
+    parser.add_argument("--measure", choices=MEASURES, default="soft", help="score (default: soft)")
+    parser.add_argument("--store", type=Path, default=None, help="the runs' store, if it moved")
+    parser.add_argument("--out", type=Path, default=None, metavar="CSV", help="write the tables there, too")
+    parser.add_argument("--figure", type=Path, default=None, metavar="SVG", help="draw the differences there")
+    parser.set_defaults(act=compare_runs)
+
+
+def compare_runs(arguments: argparse.Namespace) -> None:
+    """Tables of means, of differences and of rank agreement, with what could not be compared and why."""
+    folders = [arguments.run, *arguments.others]
+    results = [read_result(folder) for folder in folders]
+    labels = run_labels(results, folders)
+    first = read_run(results[0], labels[0], folders[0], arguments.kind, arguments.store)
+    against = arguments.against or arguments.kind
+    others = [
+        read_run(result, label, folder, against, arguments.store)
+        for result, label, folder in zip(results[1:], labels[1:], folders[1:], strict=True)
+    ]
+    tables = [_means([first, *others], arguments.measure)]
+    compared, refused = _differences(first, others, arguments.measure)
+    agreements = [] if arguments.against else list(_agreements(first, others, arguments.measure))
+    tables += [_difference_table(first, compared), _agreement_table(agreements)]
+    _tell([table for table in tables if table.rows], refused, arguments.out)
+    if arguments.figure and compared:
+        _draw(first, compared, arguments.figure)
+        say(f"drawn in {arguments.figure}")
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a finished run left.
+
+    Raises:
+        StoreError: when there is no finished run.
+    """
+    from mis_lab.core.files import read_json
+
+    path = folder / "result.json"
+    if not path.is_file():
+        raise StoreError(f"{folder} is no finished run", looked=path, fix="Give a folder below multirun_outputs/.")
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def run_labels(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
+    """What each run was called with that not all others were, or its folder's name; all different."""
+    words = [[word for word in result["overrides"] if not word.startswith(("-", "hydra"))] for result in results]
+    common = set(words[0]).intersection(*words[1:])
+    found = [
+        " ".join(word for word in own if word not in common) or folder.name
+        for own, folder in zip(words, folders, strict=True)
+    ]
+    return [
+        f"{label} ({folder.name})" if found.count(label) > 1 else label
+        for label, folder in zip(found, folders, strict=True)
+    ]
+
+
+def read_run(result: Mapping[str, Any], label: str, folder: Path, kind: str, store: Path | None) -> ScoredRun:
+    """Scores of one kind of units of a finished run.
+
+    Raises:
+        StoreError: when it scored no such units, or the store does not have them any more.
+    """
+    from mis_lab.mis.unit_scores import UnitScores
+
+    artifacts: Mapping[str, str] = result["artifacts"]
+    parts = [name.split("/") for name in artifacts if name.startswith("mis/")]
+    sites = ["/".join(part[1:-1]) for part in parts if part[-1] == kind]
+    if not sites:
+        kinds = ", ".join(sorted({part[-1] for part in parts})) or "no units: run the stage mis"
+        raise StoreError(f"the run {folder} scored no {kind}s", fix=f"It scored {kinds}.")
+    root = store or Path(result["config"]["paths"]["store"])
+    source = UNITS_OF.get(kind, "")
+    return ScoredRun(
+        label,
+        {site: UnitScores.read(root / "mis" / artifacts[f"mis/{site}/{kind}"]) for site in sites},
+        {site: artifacts.get(f"{source}/{site}", "") for site in sites},
+    )
+
+
+def _means(runs: Sequence[ScoredRun], measure: str) -> _Table:
+    """Means of every run, and where there are several, their spread over the runs."""
+    import numpy as np
+
+    from mis_lab.mis.compare import summarise
+
+    rows: list[list[Any]] = []
+    places = dict.fromkeys(
+        (site, negatives) for run in runs for site, scores in run.scores.items() for negatives in scores.by_negatives
+    )
+    for site, negatives in places:
+        of_runs = []
+        for run in runs:
+            if site in run.scores and negatives in run.scores[site].by_negatives:
+                told = summarise(run.scores[site], negatives, measure)
+                rows.append([site, negatives, run.label, told.n_units, told.n_scored, told.mean, told.median])
+                of_runs.append(told.mean)
+        if len(of_runs) > 2:
+            rows.append([site, negatives, f"sd over {len(of_runs)} runs", "", "", float(np.std(of_runs, ddof=1)), ""])
+    return _Table(f"{measure} of each run", ("site", "negatives", "run", "units", "scored", "mean", "median"), rows)
+
+
+def _differences(
+    first: ScoredRun, others: Sequence[ScoredRun], measure: str
+) -> tuple[list[tuple[str, Comparison]], list[str]]:
+    """Comparisons by label of the other run, and why some could not be made."""
+    from mis_lab.mis.compare import compare_sites
+
+    found, refused = [], []
+    for other in others:
+        shared = [site for site in first.scores if site in other.scores]
+        if not shared:
+            refused.append(f"{other.label}: no site in common ({', '.join(other.scores)})")
+            continue
+        try:
+            compared = compare_sites({site: (first.scores[site], other.scores[site]) for site in shared}, measure)
+        except ConfigError as error:
+            refused.append(f"{other.label}: {error}")
+            continue
+        found += [(other.label, one) for one in compared]
+    return found, refused
+
+
+def _difference_table(first: ScoredRun, compared: Sequence[tuple[str, Comparison]]) -> _Table:
+    rows = [
+        [
+            one.site,
+            one.negatives,
+            label,
+            f"{one.mean_difference.estimate:+.3f} ({one.mean_difference.low:+.3f} to {one.mean_difference.high:+.3f})",
+            f"{one.cliffs_delta.estimate:+.2f}",
+            f"{one.p_holm:.2g}",
+        ]
+        for label, one in compared
+    ]
+    title = f"{first.label} less the others (mean difference with 95 % interval over units; p: Mann-Whitney, Holm)"
+    return _Table(title, ("site", "negatives", "run", "difference", "Cliff's delta", "p"), rows)
+
+
+def _agreements(
+    first: ScoredRun, others: Sequence[ScoredRun], measure: str
+) -> Iterator[tuple[str, str, str, RankAgreement]]:
+    """(site, negatives, label, agreement) where another run scored the same units."""
+    import numpy as np
+
+    from mis_lab.mis.agreement import rank_agreement
+
+    for other in others:
+        for site, scores in first.scores.items():
+            if site not in other.scores or not first.units[site] or first.units[site] != other.units[site]:
+                continue
+            for negatives in scores.by_negatives:
+                if negatives in other.scores[site].by_negatives:
+                    a, b = (
+                        np.asarray(getattr(one.of(negatives).scores, measure).estimate)
+                        for one in (scores, other.scores[site])
+                    )
+                    yield site, negatives, other.label, rank_agreement(a, b, first.label, other.label)
+
+
+def _agreement_table(found: Sequence[tuple[str, str, str, RankAgreement]]) -> _Table:
+    rows = [
+        [
+            site,
+            negatives,
+            label,
+            one.n_units,
+            f"{one.spearman.estimate:.3f} ({one.spearman.low:.3f} to {one.spearman.high:.3f})",
+            f"{one.kendall.estimate:.3f}",
+        ]
+        for site, negatives, label, one in found
+    ]
+    title = "agreement on the same units (rank correlation with 95 % interval over units)"
+    return _Table(title, ("site", "negatives", "run", "units", "Spearman's rho", "Kendall's tau"), rows)
+
+
+def _draw(first: ScoredRun, compared: Sequence[tuple[str, Comparison]], path: Path) -> None:
+    """The differences as a chart: thick bars over units, thin lines over groups of images."""
+    from dataclasses import replace
+
+    from mis_lab.core.files import write_text
+    from mis_lab.report.charts import standalone
+    from mis_lab.report.collect import comparison_row
+    from mis_lab.report.figures import differences
+
+    rows = [
+        replace(comparison_row(first.label, "the others", one), site=f"{one.site} {label}") for label, one in compared
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, standalone(differences(rows)))
+
+
+def _tell(tables: Sequence[_Table], refused: Sequence[str], csv_path: Path | None) -> None:
+    for table in tables:
+        say(f"\n{table.title}")
+        write_table(table.header, table.rows)
+    for told in refused:
+        say(f"note: {told}")
+    if csv_path:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(csv_path, "w", newline="", encoding="utf-8") as file:
+            for table in tables:
+                csv.writer(file).writerows([[table.title], table.header, *table.rows, []])
+        say(f"also in {csv_path}")
+
+
+def write_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns as wide as they must be, numbers with three decimals."""
+    lines = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def say(text: str) -> None:
+    """A line for whoever typed the command."""
+    sys.stdout.write(text + "\n")
