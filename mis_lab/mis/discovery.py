@@ -17,8 +17,10 @@ from scipy.stats import betabinom, binom
 from torch import Tensor
 
 from mis_lab.core.errors import ConfigError
+from mis_lab.mis.unit_scores import UnitScores
 
 STOREY_LAMBDA = 0.5
+FEWEST_CONTROLS = 20  # below, their spread is mostly noise itself
 
 
 class Correction(Enum):
@@ -151,3 +153,70 @@ def discoveries(
         q_values=q_values,
         correction=correction.name,
     )
+
+
+@dataclass(frozen=True)
+class InterpretableUnits:
+    """How many units of one kind at a site have a hard score above chance.
+
+    Attributes:
+        n_units, n_tested, n_interpretable: all, those with a score, those that are counted.
+        level: bound on the expected share of false ones among the last.
+        spread: of chance scores, in units of that of guesses, see :func:`chance_p_values`.
+    """
+
+    site: str
+    kind: str
+    negatives: str
+    n_units: int
+    n_tested: int
+    n_interpretable: int
+    level: float
+    spread: float
+
+    @property
+    def share_of_tested(self) -> float:
+        return self.n_interpretable / self.n_tested if self.n_tested else float("nan")
+
+    @property
+    def share_of_all(self) -> float:
+        """Units without a score counted as not interpretable."""
+        return self.n_interpretable / self.n_units if self.n_units else float("nan")
+
+
+def interpretable_units(
+    scores: UnitScores, kind: str, permuted: UnitScores | None = None, level: float = 0.05
+) -> list[InterpretableUnits]:
+    """Counts with every kind of negatives.
+
+    Args:
+        kind: what these units are called.
+        permuted: units with permuted activations, which tell how far chance scores spread here.
+    """
+    found = []
+    for negatives, result in scores.by_negatives.items():
+        spread = chance_spread(permuted, negatives) if permuted else 1.0
+        told = discoveries(chance_p_values(result.margins, scores.settings.tie, spread), level)
+        found.append(
+            InterpretableUnits(
+                site=scores.site,
+                kind=kind,
+                negatives=negatives,
+                n_units=len(result.status),
+                n_tested=told.n_tested,
+                n_interpretable=told.n_interpretable,
+                level=level,
+                spread=spread,
+            )
+        )
+    return found
+
+
+def chance_spread(permuted: UnitScores, negatives: str) -> float:
+    """Standard deviation of hard scores of permuted units in units of that of guesses, 1 at least; 1 for few units."""
+    result, n_tasks = permuted.of(negatives), permuted.settings.n_tasks
+    full = (result.tasks.n_tasks == n_tasks).numpy()
+    hard = np.asarray(result.scores.hard.estimate)[full]
+    if len(hard) < FEWEST_CONTROLS:
+        return 1.0
+    return max(1.0, float(hard.std(ddof=1) / np.sqrt(0.25 / n_tasks)))

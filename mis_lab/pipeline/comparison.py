@@ -20,7 +20,7 @@ from mis_lab.core.store import Artifact, Recipe
 from mis_lab.core.tensors import read_tensors, write_tensors
 from mis_lab.mis.agreement import spearman_matrix
 from mis_lab.mis.compare import Comparison, compare_sites
-from mis_lab.mis.discovery import chance_p_values, discoveries
+from mis_lab.mis.discovery import InterpretableUnits, interpretable_units
 from mis_lab.mis.further import FurtherScores
 from mis_lab.mis.over_sites import over_sites
 from mis_lab.mis.pairs import Matches, best_partners, compare_pairs, image_chunks, partner_scores
@@ -35,11 +35,10 @@ from mis_lab.sae.dead import Fates
 from mis_lab.sae.units import Features
 
 COMPARISONS, PAIRS, OVER_SITES = "comparisons.json", "pairs.json", "over_sites.json"
-DISCOVERIES, AGREEMENT, PARTNERS = "discoveries.json", "agreement.json", "partners.safetensors"
+INTERPRETABLE, AGREEMENT, PARTNERS = "interpretable.json", "agreement.json", "partners.safetensors"
 MEASURES = ("soft", "hard", "delta_over_tau")  # the first for every pair of kinds, all for features against neurons
 MAIN = ("feature", "neuron")
 NEVER_REVIVED = "never revived"
-LEVEL = 0.05  # expected share of false ones among the units that are called interpretable
 
 Scored = Mapping[tuple[str, str], UnitScores]
 
@@ -100,13 +99,17 @@ def compare(lab: Lab) -> Artifact:
         told = _comparisons(lab, kinds, scores, revived)
         main = [comparison for of, comparison in told if of == MAIN]
         pairs = _pairs(lab, scores, {site: read_partners(artifact) for site, artifact in matched.items()})
-        found = _discoveries(scores)
+        counted = [
+            one
+            for (site, kind), of_kind in scores.items()
+            for one in interpretable_units(of_kind, kind, scores.get((site, PERMUTED)))
+        ]
         write_json(folder / COMPARISONS, [{"kinds": list(of), **comparison.as_json()} for of, comparison in told])
         write_json(folder / OVER_SITES, [one.as_json() for one in over_sites(main)])
         write_json(folder / PAIRS, pairs)
-        write_json(folder / DISCOVERIES, found)
+        write_json(folder / INTERPRETABLE, [asdict(one) for one in counted])
         write_json(folder / AGREEMENT, _agreement(scores, others))
-        write_json(folder / SUMMARY, _numbers(main) | _pair_numbers(pairs) | _discovery_numbers(found))
+        write_json(folder / SUMMARY, _numbers(main) | _pair_numbers(pairs) | _shares(counted))
 
     return lab.store.get(recipe, build)
 
@@ -159,40 +162,6 @@ def _pairs(lab: Lab, scores: Scored, matched: Mapping[str, Matches]) -> list[dic
     return found
 
 
-def _discoveries(scores: Scored) -> list[dict[str, Any]]:
-    """Units whose hard score is not chance, with the spread that permuted units of the same site have."""
-    found = []
-    for (site, kind), of_kind in scores.items():
-        permuted = scores.get((site, PERMUTED))
-        for negatives, result in of_kind.by_negatives.items():
-            spread = _spread(permuted, negatives) if permuted else 1.0
-            told = discoveries(chance_p_values(result.margins, of_kind.settings.tie, spread), LEVEL)
-            found.append(
-                {
-                    "site": site,
-                    "kind": kind,
-                    "negatives": negatives,
-                    "n_units": len(result.status),
-                    "n_tested": told.n_tested,
-                    "n_interpretable": told.n_interpretable,
-                    "level": told.level,
-                    "spread": spread,
-                }
-            )
-    return found
-
-
-def _spread(permuted: UnitScores, negatives: str) -> float:
-    """Standard deviation of permuted units' hard scores in units of that of guesses; 1 at least, and for few units."""
-    result = permuted.of(negatives)
-    n_tasks = permuted.settings.n_tasks
-    full = (result.tasks.n_tasks == n_tasks).numpy()
-    hard = np.asarray(result.scores.hard.estimate)[full]
-    if len(hard) < 20:
-        return 1.0
-    return max(1.0, float(hard.std(ddof=1) / np.sqrt(0.25 / n_tasks)))
-
-
 def _agreement(scores: Scored, others: Mapping[tuple[str, str], Artifact]) -> list[dict[str, Any]]:
     """Rank correlations of all scores of the same units, at every site."""
     found = []
@@ -226,9 +195,7 @@ def _pair_numbers(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _discovery_numbers(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _shares(counted: Sequence[InterpretableUnits]) -> dict[str, float]:
     return {
-        f"interpretable/{one['site']}/{one['kind']}/{one['negatives']}": one["n_interpretable"] / one["n_tested"]
-        for one in found
-        if one["n_tested"]
+        f"interpretable/{one.site}/{one.kind}/{one.negatives}": one.share_of_tested for one in counted if one.n_tested
     }

@@ -23,6 +23,7 @@ from mis_lab.pipeline.comparison import COMPARISONS
 from mis_lab.pipeline.evaluation import GEOMETRY, PARTS, SELECTIVITY, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
 from mis_lab.pipeline.mis import kinds_of_units
+from mis_lab.pipeline.mis_results import mis_results
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
 from mis_lab.report.collect import Sources, collect
@@ -96,6 +97,7 @@ def sources(lab: Lab, made: Mapping[str, Artifact]) -> Sources:
         scores=scores,
         mis=_settings(lab, next(iter(scores.values()))) if scores else None,
         comparisons=_comparisons(made["compare"].path) if "compare" in made else {},
+        beside=mis_results(made),
         circuit=CircuitResult.read(made["circuit"].path) if "circuit" in made else None,
         seed=config.seed,
     )

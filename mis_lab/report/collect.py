@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ from mis_lab.report.data import (
     UnitImage,
     UnitScore,
 )
+from mis_lab.report.mis_collect import MisResults, beside_scores
 from mis_lab.report.sae_collect import SaeResults, site_sae
 from mis_lab.sae.units import Features
 
@@ -61,6 +62,7 @@ class Sources:
         activations: site → folder with the activations of the split ``score``, in the order of the network.
         scores: (site, kind of artifact) → scores; the second is ``neuron``, ``feature`` or a control.
         comparisons: (kind, kind) → what was found at every site with every kind of negatives.
+        beside: what stands beside scores.
     """
 
     run: RunSummary
@@ -75,6 +77,7 @@ class Sources:
     comparisons: Mapping[tuple[str, str], Sequence[Comparison]]
     circuit: CircuitResult | None
     seed: int
+    beside: MisResults = field(default_factory=MisResults)
     notes: Sequence[str] = ()
 
 
@@ -108,6 +111,7 @@ def collect(sources: Sources, config: ReportConfig) -> ReportData:
         comparisons=[
             comparison_row(a, b, comparison) for (a, b), found in sources.comparisons.items() for comparison in found
         ],
+        beside=beside_scores(sources.beside, sources.scores),
         circuit=_circuit(sources, pictures) if sources.circuit else None,
         faithfulness=_curves(sources.circuit) if sources.circuit else [],
         notes=sources.notes,
@@ -201,7 +205,7 @@ def _kind_scores(site: str, kind: str, scores: UnitScores) -> KindScores:
 
 
 def _page_kind(kind: str) -> str:
-    return {"random_directions": "random_direction"}.get(kind, kind)
+    return {"random_directions": "random_direction", "sparse_neurons": "sparse_neuron"}.get(kind, kind)
 
 
 def pick_units(soft: np.ndarray, n: int, seed: int, scope: str) -> dict[str, list[int]]:

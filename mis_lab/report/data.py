@@ -14,6 +14,7 @@ import numpy as np
 
 from mis_lab.core.intervals import Interval
 from mis_lab.report.about import DatasetSummary, ModelSummary, Picture, RunSummary, SiteSummary
+from mis_lab.report.mis_data import BesideScores
 from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse
 
 MEASURES = ("soft", "hard", "delta_over_tau")
@@ -321,6 +322,7 @@ class ReportData:
     scores: Sequence[KindScores] = ()
     units: Sequence[UnitCard] = ()
     comparisons: Sequence[ComparisonRow] = ()
+    beside: BesideScores = field(default_factory=BesideScores)
     circuit: CircuitView | None = None
     faithfulness: Sequence[FaithfulnessCurve] = ()
     notes: Sequence[str] = field(default=())

@@ -17,7 +17,7 @@ from mis_lab.report.charts import Scale, Svg, standalone, stepped
 from mis_lab.report.data import ComparisonRow, FaithfulnessCurve, KindScores, ReportData, SiteSae
 from mis_lab.report.wording import KINDS, MEASURES, NEGATIVES, count, fixed, interval, named, number
 
-KIND_ORDER = ("feature", "neuron", "permuted", "random_direction")
+KIND_ORDER = ("feature", "neuron", "sparse_neuron", "random_direction", "permuted")
 SCORE_BIN = 0.025  # half the step of the hard score at 20 tasks, so that bars are not an accident of rounding
 CHANCE = 0.5
 

@@ -80,14 +80,16 @@ def number_cell(value: float | None, text: str) -> Cell:
     return Cell(text, NOTHING if value is None or value != value else float(value))
 
 
-def _with_interval(value: Interval | None, decimals: int = 2, signed: bool = False) -> Cell:
+def interval_cell(value: Interval | None, decimals: int = 2, signed: bool = False) -> Cell:
+    """An estimate, its interval below."""
     if value is None:
         return Cell(NOTHING, NOTHING)
     estimate = float(value.estimate)
     return number_cell(estimate, fixed(estimate, decimals, signed))._replace(more=interval(value, decimals))
 
 
-def _kind(kind: str) -> Cell:
+def kind_cell(kind: str) -> Cell:
+    """A kind of units in its colour."""
     return Cell(named(KINDS, kind), named(KINDS, kind), f"word kind {kind_class(kind)}")
 
 
@@ -131,7 +133,7 @@ def status_table(scores: Sequence[KindScores]) -> Table:
     rows = [
         [
             word_cell(one.site, "word code"),
-            _kind(one.kind),
+            kind_cell(one.kind),
             number_cell(len(one.status), count(len(one.status))),
             *(
                 number_cell(c[name], f"{count(c[name])} ({percent(c[name] / len(one.status))})" if c[name] else "0")
@@ -160,7 +162,9 @@ def median_table(scores: Sequence[KindScores], negatives: Sequence[str]) -> Tabl
         n_scored = max((len(values) for values in found), default=0)
         medians = [float(np.median(values)) if values.size else None for values in found]
         cells = [number_cell(median, fixed(median)) for median in medians]
-        rows.append([word_cell(one.site, "word code"), _kind(one.kind), number_cell(n_scored, count(n_scored)), *cells])
+        rows.append(
+            [word_cell(one.site, "word code"), kind_cell(one.kind), number_cell(n_scored, count(n_scored)), *cells]
+        )
     return Table("table-medians", "Medians of the scored units", columns, rows)
 
 
@@ -188,11 +192,11 @@ def _comparison_cells(row: ComparisonRow) -> list[Cell]:
         number_cell(row.n_b, count(row.n_b)),
         number_cell(row.median_a, fixed(row.median_a, 3)),
         number_cell(row.median_b, fixed(row.median_b, 3)),
-        _with_interval(row.median_difference, 3, True),
-        _with_interval(row.mean_difference, 3, True),
-        _with_interval(row.mean_difference_groups, 3, True),
+        interval_cell(row.median_difference, 3, True),
+        interval_cell(row.mean_difference, 3, True),
+        interval_cell(row.mean_difference_groups, 3, True),
         number_cell(row.difference_with_unscored, fixed(row.difference_with_unscored, 3, signed=True)),
-        _with_interval(row.cliffs_delta, 2, True),
+        interval_cell(row.cliffs_delta, 2, True),
         number_cell(row.p_holm, p_value(row.p_holm)),
     ]
 
@@ -228,10 +232,10 @@ def curve_table(curves: Sequence[FaithfulnessCurve], n_shown: int) -> Table:
         cells = [
             Cell(curve_name(curve), curve_name(curve), f"word narrow kind {kind_class(curve.kind)}"),
             number_cell(size, count(size)),
-            _with_interval(value),
+            interval_cell(value),
         ]
         if with_areas:
-            cells += [_with_interval(curve.cpr), _with_interval(curve.cmd)]
+            cells += [interval_cell(curve.cpr), interval_cell(curve.cmd)]
         rows.append(cells)
     columns = [Column(label="Circuits"), Column("n_nodes"), Column("faithfulness")]
     if with_areas:

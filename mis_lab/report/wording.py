@@ -17,6 +17,8 @@ KINDS = {
     "neuron": "neurons",
     "permuted": "permuted features",
     "random_direction": "random directions",
+    "sparse_neuron": "sparse neurons",
+    "never_revived": "features never revived",
     "error": "error",
 }
 KINDS_SINGULAR = {
@@ -24,6 +26,7 @@ KINDS_SINGULAR = {
     "neuron": "neuron",
     "permuted": "permuted feature",
     "random_direction": "random direction",
+    "sparse_neuron": "sparse neuron",
     "error": "error",
 }
 NEGATIVES = {"random": "random negatives", "bottom": "bottom negatives"}

@@ -14,10 +14,13 @@ from mis_lab.mis.discovery import (
     Correction,
     benjamini_hochberg,
     chance_p_values,
+    chance_spread,
     control_p_values,
     discoveries,
+    interpretable_units,
     null_share,
 )
+from tests.unit.mis.test_compare import unit_scores
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12).map(np.array)
 
@@ -136,3 +139,22 @@ def test_what_is_no_level_and_no_p_value():
         discoveries(np.array([0.5]), 1.0)
     with pytest.raises(ConfigError, match="not between 0 and 1"):
         discoveries(np.array([1.5]))
+
+
+def test_interpretable_units_are_counted_with_the_spread_of_permuted_ones() -> None:
+    rng = np.random.default_rng(0)
+    clear, chance = np.ones((3, 20)), rng.choice([-1.0, 1.0], (5, 20))
+    scores = unit_scores(np.concatenate([clear, chance, clear[:1]]), status=[0] * 8 + [3])
+    (counted,) = interpretable_units(scores, "feature")
+    assert (counted.n_units, counted.n_tested, counted.n_interpretable, counted.spread) == (9, 8, 3, 1.0)
+    assert counted.share_of_tested == 3 / 8
+    assert counted.share_of_all == 3 / 9
+    tied = np.repeat(rng.choice([-1.0, 1.0], (200, 4)), 5, axis=1)  # five tasks at a time fall alike
+    permuted = unit_scores(tied, kind="feature")
+    (wider,) = interpretable_units(scores, "feature", permuted)
+    assert wider.spread == pytest.approx(np.sqrt(5), rel=0.15)
+    assert wider.n_interpretable <= counted.n_interpretable
+
+
+def test_few_permuted_units_tell_no_spread() -> None:
+    assert chance_spread(unit_scores(np.repeat([[1.0], [-1.0]], 20, axis=1)), "bottom") == 1.0
