@@ -1,4 +1,5 @@
-"""``mis-lab mis``: a published table of reference scores, summed up by layer and put beside the scores of a run."""
+"""``mis-lab mis``: pictures of scored units, and a published table of reference scores, summed up by layer and put
+beside the scores of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mis_lab.core.errors import EXIT_OK, ConfigError, StoreError, nearest_first
+from mis_lab.mis_pictures import add_montage, add_sheet
 
 if TYPE_CHECKING:
     from mis_lab.mis.reference_comparison import ReferenceComparison
@@ -20,10 +22,11 @@ NEGATIVES = ("bottom", "random")
 
 
 def mis(argv: list[str]) -> int:
-    """``mis-lab mis import``."""
-    parser = argparse.ArgumentParser(prog="mis-lab mis", description="scores of units from elsewhere")
+    """``mis-lab mis import | sheet | montage``."""
+    parser = argparse.ArgumentParser(prog="mis-lab mis", description="scores of units: pictures, published tables")
     actions = parser.add_subparsers(dest="action", required=True)
-    _add_import(actions)
+    for add in (_add_import, add_sheet, add_montage):
+        add(actions)
     arguments = parser.parse_args(argv)
     arguments.act(arguments)
     return EXIT_OK
