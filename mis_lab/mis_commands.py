@@ -1,4 +1,5 @@
-"""``mis-lab mis``: a published table of reference scores, summed up by layer and put beside the scores of a run."""
+"""``mis-lab mis``: pictures of scored units, and a published table of reference scores, summed up by layer and put
+beside the scores of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mis_lab.core.errors import EXIT_OK, ConfigError, nearest_first
-from mis_lab.mis_run_commands import add_compare, read_result, read_run, say, write_table
+from mis_lab.mis_pictures import add_montage, add_sheet
+from mis_lab.mis_run_commands import add_compare, say, write_table
 
 if TYPE_CHECKING:
     from mis_lab.mis.reference_comparison import ReferenceComparison
@@ -18,11 +20,13 @@ NEGATIVES = ("bottom", "random")
 
 
 def mis(argv: list[str]) -> int:
-    """``mis-lab mis import | compare``."""
-    parser = argparse.ArgumentParser(prog="mis-lab mis", description="scores of units from elsewhere")
+    """``mis-lab mis import | compare | sheet | montage``."""
+    parser = argparse.ArgumentParser(
+        prog="mis-lab mis", description="scores of units: comparisons, pictures, published tables"
+    )
     actions = parser.add_subparsers(dest="action", required=True)
-    _add_import(actions)
-    add_compare(actions)
+    for add in (_add_import, add_compare, add_sheet, add_montage):
+        add(actions)
     arguments = parser.parse_args(argv)
     arguments.act(arguments)
     return EXIT_OK
@@ -62,10 +66,10 @@ def _import(arguments: argparse.Namespace) -> None:
     if not arguments.run:
         return
     from mis_lab.mis.reference_comparison import compare_with_reference, differing
+    from mis_lab.pipeline.scored import ScoredRun
 
     found: list[ReferenceComparison] = []
-    run = read_result(arguments.run)
-    scored = read_run(run, "", arguments.run, arguments.kind, arguments.store).scores
+    scored = ScoredRun(arguments.run, arguments.store).of_kind(arguments.kind)
     unknown = [site for site in layers_of if site not in scored]
     if unknown:
         raise ConfigError(

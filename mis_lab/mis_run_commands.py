@@ -14,24 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mis_lab.core.errors import ConfigError, StoreError
+from mis_lab.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from mis_lab.mis.agreement import RankAgreement
     from mis_lab.mis.compare import Comparison
     from mis_lab.mis.unit_scores import UnitScores
+    from mis_lab.pipeline.scored import ScoredRun
 
 MEASURES = ("soft", "hard", "delta_over_tau")
-# What decides which units there are: keys of artifacts of a run.
-UNITS_OF = {"feature": "sae", "neuron": "activations/score"}
 
 
 @dataclass(frozen=True)
-class ScoredRun:
-    """A finished run and the scores of one kind of its units.
+class LabelledScores:
+    """Scores of one kind of units of a finished run, with the words that tell it from the others.
 
     Attributes:
-        label: what tells it from the others.
         scores: by site.
         units: site → key of what makes these units; equal keys, equal units.
     """
@@ -57,14 +55,12 @@ def add_compare(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def compare_runs(arguments: argparse.Namespace) -> None:
     """Tables of means, of differences and of rank agreement, with what could not be compared and why."""
-    folders = [arguments.run, *arguments.others]
-    results = [read_result(folder) for folder in folders]
-    labels = run_labels(results, folders)
-    first = read_run(results[0], labels[0], folders[0], arguments.kind, arguments.store)
-    against = arguments.against or arguments.kind
-    others = [
-        read_run(result, label, folder, against, arguments.store)
-        for result, label, folder in zip(results[1:], labels[1:], folders[1:], strict=True)
+    from mis_lab.pipeline.scored import ScoredRun
+
+    runs = [ScoredRun(folder, arguments.store) for folder in (arguments.run, *arguments.others)]
+    kinds = [arguments.kind, *[arguments.against or arguments.kind] * len(arguments.others)]
+    first, *others = [
+        _labelled(run, kind, label) for run, kind, label in zip(runs, kinds, run_labels(runs), strict=True)
     ]
     tables = [_means([first, *others], arguments.measure)]
     compared, refused = _differences(first, others, arguments.measure)
@@ -83,59 +79,25 @@ class _Table:
     rows: Sequence[Sequence[Any]]
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """What a finished run left.
-
-    Raises:
-        StoreError: when there is no finished run.
-    """
-    from mis_lab.core.files import read_json
-
-    path = folder / "result.json"
-    if not path.is_file():
-        raise StoreError(f"{folder} is no finished run", looked=path, fix="Give a folder below multirun_outputs/.")
-    found: dict[str, Any] = read_json(path)
-    return found
+def _labelled(run: ScoredRun, kind: str, label: str) -> LabelledScores:
+    scores = run.of_kind(kind)
+    return LabelledScores(label, scores, {site: run.units_key(site, kind) for site in scores})
 
 
-def run_labels(results: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[str]:
-    """What each run was called with that not all others were, or its folder's name; all different."""
-    words = [[word for word in result["overrides"] if not word.startswith(("-", "hydra"))] for result in results]
-    common = set(words[0]).intersection(*words[1:])
+def run_labels(runs: Sequence[ScoredRun]) -> list[str]:
+    """What each run was asked for that not all others were, or its folder's name; all different."""
+    common = set(runs[0].overrides).intersection(*(run.overrides for run in runs[1:]))
+    folders = [run.run.folder.name for run in runs]
     found = [
-        " ".join(word for word in own if word not in common) or folder.name
-        for own, folder in zip(words, folders, strict=True)
+        " ".join(word for word in run.overrides if word not in common) or folder
+        for run, folder in zip(runs, folders, strict=True)
     ]
     return [
-        f"{label} ({folder.name})" if found.count(label) > 1 else label
-        for label, folder in zip(found, folders, strict=True)
+        f"{label} ({folder})" if found.count(label) > 1 else label for label, folder in zip(found, folders, strict=True)
     ]
 
 
-def read_run(result: Mapping[str, Any], label: str, folder: Path, kind: str, store: Path | None) -> ScoredRun:
-    """Scores of one kind of units of a finished run.
-
-    Raises:
-        StoreError: when it scored no such units, or the store does not have them any more.
-    """
-    from mis_lab.mis.unit_scores import UnitScores
-
-    artifacts: Mapping[str, str] = result["artifacts"]
-    parts = [name.split("/") for name in artifacts if name.startswith("mis/")]
-    sites = ["/".join(part[1:-1]) for part in parts if part[-1] == kind]
-    if not sites:
-        kinds = ", ".join(sorted({part[-1] for part in parts})) or "no units: run the stage mis"
-        raise StoreError(f"the run {folder} scored no {kind}s", fix=f"It scored {kinds}.")
-    root = store or Path(result["config"]["paths"]["store"])
-    source = UNITS_OF.get(kind, "")
-    return ScoredRun(
-        label,
-        {site: UnitScores.read(root / "mis" / artifacts[f"mis/{site}/{kind}"]) for site in sites},
-        {site: artifacts.get(f"{source}/{site}", "") for site in sites},
-    )
-
-
-def _means(runs: Sequence[ScoredRun], measure: str) -> _Table:
+def _means(runs: Sequence[LabelledScores], measure: str) -> _Table:
     """Means of every run, and where there are several, their spread over the runs."""
     import numpy as np
 
@@ -158,7 +120,7 @@ def _means(runs: Sequence[ScoredRun], measure: str) -> _Table:
 
 
 def _differences(
-    first: ScoredRun, others: Sequence[ScoredRun], measure: str
+    first: LabelledScores, others: Sequence[LabelledScores], measure: str
 ) -> tuple[list[tuple[str, Comparison]], list[str]]:
     """Comparisons by label of the other run, and why some could not be made."""
     from mis_lab.mis.compare import compare_sites
@@ -178,7 +140,7 @@ def _differences(
     return found, refused
 
 
-def _difference_table(first: ScoredRun, compared: Sequence[tuple[str, Comparison]]) -> _Table:
+def _difference_table(first: LabelledScores, compared: Sequence[tuple[str, Comparison]]) -> _Table:
     rows = [
         [
             one.site,
@@ -195,7 +157,7 @@ def _difference_table(first: ScoredRun, compared: Sequence[tuple[str, Comparison
 
 
 def _agreements(
-    first: ScoredRun, others: Sequence[ScoredRun], measure: str
+    first: LabelledScores, others: Sequence[LabelledScores], measure: str
 ) -> Iterator[tuple[str, str, str, RankAgreement]]:
     """(site, negatives, label, agreement) where another run scored the same units."""
     import numpy as np
@@ -231,7 +193,7 @@ def _agreement_table(found: Sequence[tuple[str, str, str, RankAgreement]]) -> _T
     return _Table(title, ("site", "negatives", "run", "units", "Spearman's rho", "Kendall's tau"), rows)
 
 
-def _draw(first: ScoredRun, compared: Sequence[tuple[str, Comparison]], path: Path) -> None:
+def _draw(first: LabelledScores, compared: Sequence[tuple[str, Comparison]], path: Path) -> None:
     """The differences as a chart: thick bars over units, thin lines over groups of images."""
     from dataclasses import replace
 

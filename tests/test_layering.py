@@ -30,7 +30,7 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 TRACKING_IS_FOR = {"config", "pipeline", "cli"}
 # The subcommands are the command line's other half.
-ONE_PACKAGE = {"commands": "cli", "sae_commands": "cli", "mis_commands": "cli", "mis_run_commands": "cli"}
+ONE_PACKAGE = {name: "cli" for name in ("commands", "sae_commands", "mis_commands", "mis_run_commands", "mis_pictures")}
 HYDRA_IS_FOR = {"config", "pipeline", "cli"}
 HYDRA = {"hydra", "omegaconf"}
 SLOW_TO_IMPORT = {

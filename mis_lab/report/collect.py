@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mis_lab.activations.config import ImageActivation
 from mis_lab.activations.pools import gather
 from mis_lab.activations.shards import StoredActivations
-from mis_lab.activations.units import Neurons, UnitSource, aggregate
+from mis_lab.activations.unit_maps import MapReader
+from mis_lab.activations.units import Neurons, UnitSource
 from mis_lab.circuit.circuit import ERROR
 from mis_lab.circuit.result import CircuitResult, KindResult
 from mis_lab.core.intervals import Interval
@@ -129,28 +129,25 @@ class Pictures:
     """Images of the units of one source at one site, with activation maps."""
 
     def __init__(self, sources: Sources, stored: StoredActivations, source: UnitSource) -> None:
-        self.stored, self.source = stored, source
+        self.maps = MapReader(stored, source, sources.image_activation)
         self.dataset, self.seed = sources.data["score"], sources.seed
-        self.image_activation = sources.image_activation
 
     def of(self, units: Sequence[int], n_images: int) -> list[dict[str, list[UnitImage]]]:
         """For each unit: ``top``, ``bottom`` and ``random`` → its `n_images` images, the most extreme first."""
         if not units:
             return []
-        pools = gather(self.stored, self.source, n_images, self.seed, self.image_activation, units=units)
+        maps = self.maps
+        pools = gather(maps.stored, maps.source, n_images, self.seed, maps.image_activation, units=units)
         return [
             {name: self._images(unit, getattr(pools, name)[row].tolist()) for name in ("top", "bottom", "random")}
             for row, unit in enumerate(units)
         ]
 
-    @torch.no_grad()
     def _images(self, unit: int, indices: Sequence[int]) -> list[UnitImage]:
         chosen = [index for index in indices if index >= 0]
         if not chosen:
             return []
-        a_np1 = self.source.activate(self.stored.take(chosen))[..., unit : unit + 1].float()
-        values = aggregate(a_np1, self.image_activation)[:, 0].tolist()
-        maps = a_np1.reshape(len(chosen), *self.stored.site.grid).cpu().numpy()
+        values, maps = self.maps.of(unit, chosen)
         return [
             UnitImage(
                 self.dataset.image(index),
@@ -159,7 +156,7 @@ class Pictures:
                 self.dataset.ids[index],
                 heat if heat.size > 1 else None,
             )
-            for index, value, heat in zip(chosen, values, maps, strict=True)
+            for index, value, heat in zip(chosen, values.tolist(), maps.numpy(), strict=True)
         ]
 
 

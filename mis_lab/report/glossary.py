@@ -20,7 +20,8 @@ class Entry:
         unit: what it is measured in.
         source: paper or package that defines it.
         axis: as on an axis; `label` when not given.
-        page: ``run`` or ``sweep``, the page that explains it; a sweep's page also uses entries of a run's.
+        page: ``run`` or ``sweep``, the page that explains it (a sweep's page also uses entries of a run's), or
+            ``figure`` for what only charts and pictures beside the pages show.
     """
 
     label: str
@@ -50,7 +51,7 @@ def as_markdown() -> str:
     head = (
         "# Glossary",
         "",
-        "Every number on the page of a run or of a sweep. Written by `python -m mis_lab.report.glossary`.",
+        "Every number on the page of a run or of a sweep, and on the pictures beside them. Written by `python -m mis_lab.report.glossary`.",
         "",
         "| number | what it is | unit | source |",
         "| --- | --- | --- | --- |",

@@ -87,6 +87,17 @@ class Plot:
         if len(points) > 1:
             self.svg.path(points, f"curve {css}", hint=hint)
 
+    def band(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], css: str) -> None:
+        """The area between two lines, where both are on the axes; nothing through fewer than two points."""
+        rows = [
+            (self.x(px), self.y(bottom), self.y(top))
+            for px, bottom, top in zip(x, low, high, strict=True)
+            if self.holds(px, bottom) and self.holds(px, top)
+        ]
+        if len(rows) > 1:
+            outline = [(px, bottom) for px, bottom, _ in rows] + [(px, top) for px, _, top in reversed(rows)]
+            self.svg.path(outline, f"band {css}", closed=True)
+
     def point(self, x: float, y: float, css: str, hint: str = "", size: float = 3.2, shape: str = "circle") -> None:
         """A mark of an area that is the same for every shape."""
         if not self.holds(x, y):

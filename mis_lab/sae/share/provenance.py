@@ -86,7 +86,7 @@ class FinishedRun:
         if site not in self.sites:
             near = ", ".join(nearest_first(site, self.sites)) or "no site: run it with sae=topk and the stage sae"
             raise StoreError(f"the run {self.folder} has no SAE at {site}", fix=f"It has SAEs at {near}.")
-        return self._artifact("sae", self.result["artifacts"][f"sae/{site}"])
+        return self.artifact("sae", self.result["artifacts"][f"sae/{site}"])
 
     def place(self, site: str) -> Provenance:
         """Site, network and data set of whatever is trained on the run's activations at `site`.
@@ -131,7 +131,7 @@ class FinishedRun:
         if key is None:
             return {}
         numbers: dict[str, dict[str, float]] = {}
-        for name, value in read_json(self._artifact("evaluate", key) / SUMMARY).items():
+        for name, value in read_json(self.artifact("evaluate", key) / SUMMARY).items():
             part, _, measure = name.partition("/")
             if measure in QUALITY and value is not None and math.isfinite(value):
                 numbers.setdefault(part, {})[measure] = value
@@ -152,12 +152,17 @@ class FinishedRun:
             raise StoreError(f"the run {self.folder} has no activations at {site}", fix=f"It has some at {near}.")
         there = [(split, key) for split, key in wanted if self._is_stored("activations", key)]
         split, key = (there or wanted)[0]
-        return split, self._artifact("activations", key)
+        return split, self.artifact("activations", key)
 
     def _is_stored(self, stage: str, key: str) -> bool:
         return (self.store / stage / key / MANIFEST).is_file()
 
-    def _artifact(self, stage: str, key: str) -> Path:
+    def artifact(self, stage: str, key: str) -> Path:
+        """The folder of an artifact of the run.
+
+        Raises:
+            StoreError: when it is gone from the store.
+        """
         folder = self.store / stage / key
         if not self._is_stored(stage, key):
             raise StoreError(

@@ -1,0 +1,165 @@
+"""What a finished run scored, read back for a closer look: scores, images, and the units' activations.
+
+Keys come from the run's ``result.json`` and from the manifests in its store; no score is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mis_lab.activations.config import ImageActivation
+from mis_lab.activations.shards import StoredActivations
+from mis_lab.activations.unit_maps import MapReader
+from mis_lab.activations.units import Neurons, RandomDirections, UnitSource
+from mis_lab.circuit.result import CircuitResult
+from mis_lab.config import SCHEMAS
+from mis_lab.core.errors import ConfigError, DataError, StoreError, nearest_first
+from mis_lab.core.files import read_json
+from mis_lab.core.store import MANIFEST
+from mis_lab.dataset.base import ImageDataset
+from mis_lab.dataset.config import DatasetConfig
+from mis_lab.dataset.load import load_dataset
+from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.sae import io as sae_io
+from mis_lab.sae.share.provenance import FinishedRun
+from mis_lab.sae.units import Features
+
+# What decides which units there are: stages of a run's artifacts.
+UNITS_OF = {"feature": "sae", "neuron": "activations/score"}
+# Kinds whose activations can be looked up in the store: those of permuted units were given to other images, and those
+# of sparse neurons belong to an SAE's evaluation.
+WITH_MAPS = ("neuron", "feature", "random_directions")
+
+
+class ScoredRun:
+    """A finished run with scores.
+
+    Args:
+        run_dir: its folder, below ``multirun_outputs/``.
+        store: the artifact store; where the run had it by default.
+
+    Raises:
+        StoreError: when the run is not finished.
+    """
+
+    def __init__(self, run_dir: Path, store: Path | None = None) -> None:
+        self.run = FinishedRun(run_dir, store)
+        self._keys: Mapping[str, str] = self.run.result["artifacts"]
+
+    def scores(self, site: str, kind: str) -> UnitScores:
+        """Scores of the units of one kind at a site (``neuron``, ``feature``, ``permuted``, ``random_directions``).
+
+        Raises:
+            StoreError: naming those that there are, when it has none, or they are gone from the store.
+        """
+        return UnitScores.read(self._folder(site, kind))
+
+    def of_kind(self, kind: str) -> dict[str, UnitScores]:
+        """Scores of the units of one kind at every site.
+
+        Raises:
+            StoreError: naming the kinds that there are, when it has none, or they are gone from the store.
+        """
+        return {site: self.scores(site, kind) for site in self._sites(kind)}
+
+    def units_key(self, site: str, kind: str) -> str:
+        """Key of what makes a site's units: equal keys, equal units; empty for controls."""
+        return self._keys.get(f"{UNITS_OF[kind]}/{site}", "") if kind in UNITS_OF else ""
+
+    @property
+    def overrides(self) -> list[str]:
+        """What the run was asked for, beside Hydra's own options."""
+        return [word for word in self.run.result["overrides"] if not word.startswith(("-", "hydra"))]
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The images that were scored.
+
+        Raises:
+            ConfigError: when the data set of the run's configuration cannot be opened here.
+        """
+        return load_dataset(_dataset_config(self.run.config["dataset"]), "score")
+
+    def images_of(self, scores: UnitScores) -> ImageDataset:
+        """The data set, when its images are those of the scores.
+
+        Raises:
+            DataError: when they are others by now.
+        """
+        if self.dataset.ids != scores.image_ids:
+            raise DataError(
+                f"data set {self.dataset.name}/score has other images than those that were scored",
+                looked=f"{len(self.dataset)} images, {len(scores.image_ids)} were scored",
+                fix="Put the run's data back, or run it again: mis-lab rerun RUN_DIR.",
+            )
+        return self.dataset
+
+    def maps(self, site: str, kind: str) -> MapReader | None:
+        """What looks the units' activations up; None for kinds that have none to look up (:data:`WITH_MAPS`).
+
+        Raises:
+            StoreError: when activations or SAE are gone from the store.
+        """
+        if kind not in WITH_MAPS:
+            return None
+        manifest = read_json(self._folder(site, kind) / MANIFEST)
+        inputs, config = manifest["inputs"], manifest["config"]
+        stored = StoredActivations(self.run.artifact("activations", inputs["activations"]))
+        source: UnitSource = Neurons(stored.width)
+        if "sae" in inputs:
+            source = Features(sae_io.load(self.run.artifact("sae", inputs["sae"])))
+        elif kind == "random_directions":
+            source = RandomDirections(stored.width, config["mis"]["n_control_units"], config["seed"])
+        return MapReader(stored, source, ImageActivation[config["mis"]["image_activation"]])
+
+    @property
+    def circuit(self) -> CircuitResult:
+        """The circuit that it found.
+
+        Raises:
+            StoreError: when it found none, or it is gone from the store.
+        """
+        if "circuit" not in self._keys:
+            raise StoreError(f"the run {self.run.folder} has no circuit", fix="Run its stage circuit.")
+        return CircuitResult.read(self.run.artifact("circuit", self._keys["circuit"]))
+
+    def _sites(self, kind: str) -> list[str]:
+        scored = [name.removeprefix("mis/").rpartition("/") for name in self._keys if name.startswith("mis/")]
+        kinds = dict.fromkeys(of for _, _, of in scored)
+        if kind not in kinds:
+            raise StoreError(
+                f"the run {self.run.folder} scored no units of kind {kind}",
+                fix=f"It scored {', '.join(kinds) or 'none: run the stage mis'}.",
+            )
+        return [at for at, _, of in scored if of == kind]
+
+    def _folder(self, site: str, kind: str) -> Path:
+        sites = self._sites(kind)
+        if site not in sites:
+            raise StoreError(
+                f"the run {self.run.folder} scored no units of kind {kind} at {site}",
+                fix=f"It did at {', '.join(nearest_first(site, sites))}.",
+            )
+        return self.run.artifact("mis", self._keys[f"mis/{site}/{kind}"])
+
+
+def _dataset_config(told: Mapping[str, Any]) -> DatasetConfig:
+    """The typed configuration of a stored one."""
+    known = {schema.__dict__.get("_target_"): schema for schema in SCHEMAS["dataset"].values()}
+    schema = known.get(told.get("_target_"), SCHEMAS["dataset"]["external"])
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), told))
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"the run's data set {told.get('name')} has options that this version does not know"
+            f" ({str(error).splitlines()[0]})",
+            fix="Run it again with this version: mis-lab rerun RUN_DIR.",
+        ) from error
+    assert isinstance(config, DatasetConfig)
+    return config
