@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mis_lab.activations.config import ImageActivation
 from mis_lab.activations.pools import gather
@@ -27,6 +28,7 @@ from mis_lab.core.seeding import numpy_generator
 from mis_lab.dataset.base import ImageDataset
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.unit_scores import UnitScores
+from mis_lab.mis.unit_tasks import unit_tasks
 from mis_lab.mis.units import UnitStatus
 from mis_lab.report.about import DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
 from mis_lab.report.config import ReportConfig
@@ -46,6 +48,8 @@ from mis_lab.report.data import (
 )
 from mis_lab.report.mis_collect import MisResults, beside_scores
 from mis_lab.report.sae_collect import SaeResults, site_sae
+from mis_lab.report.sheet import sheet
+from mis_lab.report.wording import page_kind
 from mis_lab.sae.units import Features
 
 MOST_SCENES = 24  # on the contact sheet
@@ -143,6 +147,13 @@ class Pictures:
             for row, unit in enumerate(units)
         ]
 
+    def sheet(self, scores: UnitScores, unit: int) -> Image.Image:
+        """The unit's tasks of median and of least margin, with its activation on their images."""
+        tasks = unit_tasks(scores, unit, next(iter(scores.by_negatives)))
+        shown = sorted({image for task in (tasks.median, tasks.hardest) for image in task.images})
+        values = self.maps.of(unit, shown).values.tolist()
+        return sheet(tasks, self.dataset, activations=dict(zip(shown, values, strict=True)))
+
     def _images(self, unit: int, indices: Sequence[int]) -> list[UnitImage]:
         chosen = [index for index in indices if index >= 0]
         if not chosen:
@@ -190,7 +201,7 @@ def _kind_scores(site: str, kind: str, scores: UnitScores) -> KindScores:
     any_result = next(iter(scores.by_negatives.values()))
     return KindScores(
         site=site,
-        kind=_page_kind(kind),
+        kind=page_kind(kind),
         numbers=scores.units.numpy(),
         status=[UnitStatus(number).name for number in any_result.status.tolist()],
         n_active=scores.n_active.numpy(),
@@ -199,10 +210,6 @@ def _kind_scores(site: str, kind: str, scores: UnitScores) -> KindScores:
             for negatives, result in scores.by_negatives.items()
         },
     )
-
-
-def _page_kind(kind: str) -> str:
-    return {"random_directions": "random_direction", "sparse_neurons": "sparse_neuron"}.get(kind, kind)
 
 
 def pick_units(soft: np.ndarray, n: int, seed: int, scope: str) -> dict[str, list[int]]:
@@ -223,6 +230,7 @@ def _cards(scores: UnitScores, pictures: Pictures, config: ReportConfig, seed: i
     numbers = scores.units.tolist()
     images = pictures.of([numbers[row] for _, row in rows], config.images)
     wanted = ("top", *(negatives for negatives in scores.by_negatives))
+    typical = next(iter(picked["random"] or picked["best"]), None)
     return [
         UnitCard(
             site=scores.site,
@@ -241,6 +249,7 @@ def _cards(scores: UnitScores, pictures: Pictures, config: ReportConfig, seed: i
                 for negatives, result in scores.by_negatives.items()
             },
             images={name: of_unit[name] for name in wanted},
+            sheet=pictures.sheet(scores, numbers[row]) if row == typical else None,
         )
         for (pick, row), of_unit in zip(rows, images, strict=True)
     ]
@@ -257,8 +266,8 @@ def comparison_row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
         site=comparison.site,
         negatives=comparison.negatives,
         measure=comparison.measure,
-        a=_page_kind(a),
-        b=_page_kind(b),
+        a=page_kind(a),
+        b=page_kind(b),
         n_a=comparison.a.n_scored,
         n_b=comparison.b.n_scored,
         median_a=comparison.a.median,

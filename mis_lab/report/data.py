@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from mis_lab.core.intervals import Interval
 from mis_lab.report.about import DatasetSummary, ModelSummary, Picture, RunSummary, SiteSummary
@@ -151,6 +152,7 @@ class UnitCard:
         pick: why it is shown: ``best``, ``random`` or ``worst``.
         scores: negatives → score; empty for a unit without a score.
         images: ``top`` and any of ``bottom``, ``random`` → images, most extreme first.
+        sheet: two of its tasks as a judge sees them; of one typical unit of a kind.
     """
 
     site: str
@@ -162,6 +164,7 @@ class UnitCard:
     n_images: int
     scores: Mapping[str, UnitScore]
     images: Mapping[str, Sequence[UnitImage]]
+    sheet: Image.Image | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from markupsafe import Markup
+from PIL import Image
 
 from mis_lab.report import figures
 from mis_lab.report.data import PICKS, CircuitView, ReportData, UnitCard, UnitImage
-from mis_lab.report.images import SpriteSheet, largest_activation
+from mis_lab.report.images import SpriteSheet, data_uri, largest_activation
 from mis_lab.report.tables import Table, circuit_site_table
 from mis_lab.report.wording import (
     IMAGE_SETS,
@@ -29,6 +30,7 @@ from mis_lab.report.wording import (
 )
 
 NODE_IMAGES = 5
+SHEET_QUALITY = 65
 
 
 class Shown(NamedTuple):
@@ -84,9 +86,20 @@ class Pick(NamedTuple):
     rows: Sequence[Sequence[Card]]
 
 
+class SheetView(NamedTuple):
+    """A unit's tasks in one picture: of which unit, its address, and its size in pixels."""
+
+    title: str
+    css: str
+    uri: str
+    width: int
+    height: int
+
+
 class Gallery(NamedTuple):
     site: str
     picks: Sequence[Pick]
+    sheets: Sequence[SheetView]
 
 
 class NodeView(NamedTuple):
@@ -141,7 +154,8 @@ def galleries(data: ReportData, shown: Shown, sprites: SpriteSheet) -> list[Gall
             if rows:
                 picks.append(Pick(named(PICK_WORDS, pick), rows))
         if picks:
-            found.append(Gallery(site, picks))
+            sheets = [_sheet(card, card.sheet) for card in cards if card.site == site and card.sheet is not None]
+            found.append(Gallery(site, picks, sheets))
     return found
 
 
@@ -160,6 +174,11 @@ def image_sets(data: ReportData) -> list[tuple[str, str]]:
     """The sets of images that cards have: key and words, top first."""
     present = {name for card in data.units for name, images in card.images.items() if images}
     return [(name, words) for name, words in IMAGE_SETS.items() if name in present]
+
+
+def _sheet(card: UnitCard, picture: Image.Image) -> SheetView:
+    title = f"{named(KINDS_SINGULAR, card.kind)} {card.number}"
+    return SheetView(title, figures.kind_class(card.kind), data_uri(picture, SHEET_QUALITY), *picture.size)
 
 
 def _card(card: UnitCard, shown: Shown, sprites: SpriteSheet) -> Card:

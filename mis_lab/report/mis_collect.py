@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mis_lab.mis.over_sites import OverSites
 from mis_lab.mis.pairs import Matches, PairedComparison, partner_scores
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.report.mis_data import AgreementMatrix, BesideScores, CourseCurve, PairedScores, ScoreCurve
+from mis_lab.report.wording import page_kind
 
 MEASURES = ("soft", "hard")
 
@@ -50,14 +51,14 @@ def beside_scores(results: MisResults, scores: Mapping[tuple[str, str], UnitScor
         scores: (site, kind of artifact) → scores of the run.
     """
     return BesideScores(
-        further=results.further,
+        further={(site, page_kind(kind)): found for (site, kind), found in results.further.items()},
         curves=[curve for (site, kind), points in results.curves.items() for curve in _curves(site, kind, points)],
         course=[one for site, points in results.course.items() for one in _course(site, points, scores)],
         noise=results.noise,
         paired=list(_paired(results.partners, scores)),
         pairs=results.pairs,
         over_sites=results.over_sites,
-        interpretable=results.interpretable,
+        interpretable=[replace(one, kind=page_kind(one.kind)) for one in results.interpretable],
         agreement=results.agreement,
     )
 

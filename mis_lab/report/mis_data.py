@@ -7,14 +7,17 @@ Plain numbers; whoever scored fills them in. Kinds and negatives are named as in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mis_lab.core.intervals import Interval
-
-HARDNESS, QUANTILE = "hardness", "quantile"
+from mis_lab.mis.agreement import ReseedNoise
+from mis_lab.mis.discovery import InterpretableUnits
+from mis_lab.mis.further import FurtherScores
+from mis_lab.mis.over_sites import OverSites
+from mis_lab.mis.pairs import PairedComparison
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,26 @@ class AgreementMatrix:
     kind: str
     names: Sequence[str]
     spearman: np.ndarray
+
+
+@dataclass(frozen=True)
+class BesideScores:
+    """Everything that a page shows beside scores; what a run did not ask for is empty.
+
+    Attributes:
+        further: (site, kind) → other scores of the same units.
+        noise: (site, kind, negatives, measure) → what drawing the scores anew changes.
+        pairs: (site, negatives, measure) → features against the neurons that correlate best with them; `paired`: the
+            scores of both, unit by unit.
+        over_sites: features against neurons with the site as the replicate.
+    """
+
+    further: Mapping[tuple[str, str], FurtherScores] = field(default_factory=dict)
+    curves: Sequence[ScoreCurve] = ()
+    course: Sequence[CourseCurve] = ()
+    noise: Mapping[tuple[str, str, str, str], ReseedNoise] = field(default_factory=dict)
+    paired: Sequence[PairedScores] = ()
+    pairs: Mapping[tuple[str, str, str], PairedComparison] = field(default_factory=dict)
+    over_sites: Sequence[OverSites] = ()
+    interpretable: Sequence[InterpretableUnits] = ()
+    agreement: Sequence[AgreementMatrix] = ()

@@ -11,9 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from mis_lab.core.intervals import Interval
+from mis_lab.mis.curves import HARDNESS, QUANTILE
 from mis_lab.report.charts import Svg
 from mis_lab.report.figures import CHANCE, KIND_ORDER, kind_class
-from mis_lab.report.mis_data import HARDNESS, QUANTILE, AgreementMatrix, CourseCurve, PairedScores, ScoreCurve
+from mis_lab.report.mis_data import AgreementMatrix, CourseCurve, PairedScores, ScoreCurve
 from mis_lab.report.plots import Axis, Plot
 from mis_lab.report.wording import KINDS, MEASURES, NEGATIVES, count, fixed, interval, named, number, percent, plural
 
@@ -22,7 +23,17 @@ FINEST = 200  # cells of a cloud along each axis, within which points are one
 DOT, LARGEST_DOT = 2.6, 10.0
 MEANS = {"soft": "mean_soft", "hard": "mean_hard"}  # glossary entries
 SETTINGS = {HARDNESS: "query_percentile", QUANTILE: "pool_quantile"}
-MEASURE_WORDS = MEASURES | {"monosemanticity": "MonoSemanticity", "coherence": "coherence of top images"}
+MEASURE_WORDS = (
+    MEASURES
+    | {
+        "monosemanticity": "MonoSemanticity",
+        "monosemanticity_active": "… active images",
+        "monosemanticity_top": "… top images",
+        "coherence": "coherence of the top",
+        "class_purity": "purity of the top",
+    }
+    | {f"{measure}/{negatives}": f"{measure}, {negatives}" for measure in ("soft", "hard") for negatives in NEGATIVES}
+)
 CELL, LETTER = 46, 7.4  # pixels
 
 
@@ -59,7 +70,8 @@ def paired(pairs: PairedScores) -> Markup:
         at_x, at_y = float(np.median(x)), float(np.median(y))
         svg.line(plot.x(at_x), plot.y.start, plot.x(at_x), plot.y.end, "rank k-neuron")
         svg.line(plot.x.start, plot.y(at_y), plot.x.end, plot.y(at_y), "rank k-feature")
-        svg.text(plot.x(at_x) + 5, plot.y.start - 6, f"median {fixed(at_x)}", "tick halo", "start")
+        side, anchor = (5, "start") if plot.x(at_x) < (plot.x.start + 2 * plot.x.end) / 3 else (-5, "end")
+        svg.text(plot.x(at_x) + side, plot.y.start - 6, f"median {fixed(at_x)}", "tick halo", anchor)
         svg.text(plot.x.start + 5, plot.y(at_y) - 5, f"median {fixed(at_y)}", "tick halo", "start")
         above = float(np.where(y == x, 0.5, y > x).mean())
         svg.text(plot.x.start + 5, plot.y.end + 12, f"{percent(above)} above", "tick halo", "start")

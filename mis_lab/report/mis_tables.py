@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -83,24 +83,25 @@ def sites_table(found: Sequence[OverSites]) -> Table:
     return Table("table-sites", "Features less neurons, the site as the replicate", columns, rows)
 
 
-def interpretable_table(found: Iterable[InterpretableUnits]) -> Table:
-    """How many units of every kind are not at chance, false discoveries bounded."""
-    rows = [
-        [
-            word_cell(one.site, "word code"),
-            kind_cell(one.kind),
-            word_cell(one.negatives),
-            number_cell(one.n_units, count(one.n_units)),
-            number_cell(one.n_tested, count(one.n_tested)),
-            number_cell(one.n_interpretable, count(one.n_interpretable)),
-            number_cell(one.share_of_tested, percent(one.share_of_tested)),
-            number_cell(one.share_of_all, percent(one.share_of_all)),
-            number_cell(one.spread, fixed(one.spread)),
-        ]
-        for one in found
-    ]
-    terms = ("n_units", "n_tested", "n_interpretable", "share_of_tested", "share_of_all", "chance_spread")
-    columns = [Column(label="Site"), Column(label="Kind"), Column(label="Negatives"), *(Column(t) for t in terms)]
+def interpretable_table(found: Sequence[InterpretableUnits]) -> Table:
+    """How many units of every kind are not at chance, false discoveries bounded; a column a kind of negatives."""
+    negatives = list(dict.fromkeys(one.negatives for one in found))
+    by_place: dict[tuple[str, str], dict[str, InterpretableUnits]] = {}
+    for one in found:
+        by_place.setdefault((one.site, one.kind), {})[one.negatives] = one
+    rows = []
+    for (site, kind), counted in by_place.items():
+        n_units = next(iter(counted.values())).n_units
+        cells = [word_cell(site, "word code"), kind_cell(kind), number_cell(n_units, count(n_units))]
+        for name in negatives:
+            one = counted[name]
+            of_tested = f"{count(one.n_interpretable)} of {count(one.n_tested)} ({percent(one.share_of_tested)})"
+            cells.append(number_cell(one.share_of_tested, of_tested))
+            cells.append(number_cell(one.share_of_all, percent(one.share_of_all)))
+        rows.append(cells)
+    columns = [Column(label="Site"), Column(label="Kind"), Column("n_units")]
+    for name in negatives:
+        columns += [Column("n_interpretable", f"Of the tested, {name}"), Column("share_of_all", f"Of all, {name}")]
     return Table("table-interpretable", "Units whose hard score is not chance", columns, rows)
 
 

@@ -29,6 +29,7 @@ from mis_lab.report.gallery import (
 )
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.images import SpriteSheet, data_uri, gradient_uri, thumbnail
+from mis_lab.report.mis_page import beside_page
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def render(data: ReportData, config: ReportConfig, shown: Shown) -> str:
         | _saes(data)
         | _units(data, config, shown, sprites)
         | _scores(data)
+        | beside_page(data.beside, data.mis.headline[0] if data.mis else "soft")
         | _circuit(data, shown, sprites)
         | _all_units(data, shown)
     )
@@ -265,8 +267,14 @@ def _scores(data: ReportData) -> dict[str, Any]:
         "score_measures": measures,
         "median_table": tables.median_table(data.scores, data.mis.negatives) if data.mis and data.scores else None,
         "status_table": tables.status_table(data.scores) if data.scores else None,
-        "comparison_tables": tables.comparison_tables(data.comparisons),
+        **_comparisons(data),
     }
+
+
+def _comparisons(data: ReportData) -> dict[str, Any]:
+    """The headline's table in front, the others folded away."""
+    found = tables.comparison_tables(data.comparisons)
+    return {"main_comparison": found[0] if found else None, "comparison_tables": found[1:]}
 
 
 def _circuit(data: ReportData, shown: Shown, sprites: SpriteSheet) -> dict[str, Any]:

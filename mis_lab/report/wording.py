@@ -35,6 +35,11 @@ IMAGE_SETS = {"top": "Top images", "bottom": "Least active", "random": "Random i
 PICKS = {"best": "Best", "random": "Random", "worst": "Worst"}
 
 
+def page_kind(kind: str) -> str:
+    """The kind of an artifact's units as the page names it: ``random_directions`` are units of ``random_direction``."""
+    return {"random_directions": "random_direction", "sparse_neurons": "sparse_neuron"}.get(kind, kind)
+
+
 def named(names: dict[str, str], key: str) -> str:
     """`key` in words; a key of someone's own with spaces for underscores."""
     return names.get(key, key.replace("_", " "))

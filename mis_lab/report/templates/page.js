@@ -45,6 +45,7 @@
       if (group.dataset.sets === "show") document.querySelector("#units").dataset.show = value;
       if (group.dataset.sets === "site") all("[data-site]").forEach((block) => { block.hidden = value !== "" && block.dataset.site !== value; });
       if (group.dataset.sets === "measure") all("[data-measure]").forEach((block) => { block.hidden = block.dataset.measure !== value; });
+      if (group.dataset.sets === "setting") all("[data-setting]").forEach((block) => { block.hidden = block.dataset.setting !== value; });
     });
   });
 
