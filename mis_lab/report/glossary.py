@@ -51,7 +51,8 @@ def as_markdown() -> str:
     head = (
         "# Glossary",
         "",
-        "Every number on the page of a run or of a sweep, and on the pictures beside them. Written by `python -m mis_lab.report.glossary`.",
+        "Every number on the page of a run or of a sweep, and on charts and pictures beside them. Written by"
+        " `python -m mis_lab.report.glossary`.",
         "",
         "| number | what it is | unit | source |",
         "| --- | --- | --- | --- |",
