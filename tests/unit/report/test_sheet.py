@@ -61,14 +61,16 @@ class Place(NamedTuple):
 def places(picture: Image.Image, images: list[int]) -> list[Place]:
     """Middle of every image on the picture, and how many pixels it has."""
     pixels = np.asarray(picture)
+    rows, columns = (pixels[..., 1:] == Plain.colour(0)[1:]).all(-1).nonzero()
+    numbers = pixels[rows, columns, 0].astype(int) - 1
     found = []
     for image in images:
-        rows, columns = (pixels == np.array(Plain.colour(image))).all(-1).nonzero()
-        found.append(Place(columns.mean(), rows.mean(), len(rows)) if len(rows) else Place(-1, -1, 0))
+        here = numbers == image
+        found.append(Place(columns[here].mean(), rows[here].mean(), here.sum()) if here.any() else Place(-1, -1, 0))
     return found
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 9, 16])
+@pytest.mark.parametrize("k", [1, 5, 9])
 def test_strong_images_are_right_weak_ones_left_and_queries_between(k):
     unit = made(k, [0.5])
     (task,) = unit.tasks
@@ -120,7 +122,7 @@ def assert_apart(said: list[tuple[str, tuple[float, ...], tuple[int, int]]]) -> 
         assert across < 0.5 or down < 0.5, (one, two, a, b)
 
 
-@pytest.mark.parametrize("k", [1, 2, 9, 16])
+@pytest.mark.parametrize("k", [1, 9, 16])
 @pytest.mark.parametrize("negatives", ["bottom", "within_class"])
 def test_no_text_lies_on_another_or_outside(said, k, negatives):
     unit = made(k, [0.5, -1.25], negatives, "permuted random direction 1234567, a long name of a unit of one's own")
