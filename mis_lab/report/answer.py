@@ -15,6 +15,7 @@ from mis_lab.report.wording import (
     NEGATIVES,
     count,
     fixed,
+    interval,
     listed,
     named,
     percent,
@@ -22,6 +23,7 @@ from mis_lab.report.wording import (
     spread,
 )
 
+LEVEL = 0.05
 CHANCE = {"soft": 0.5, "hard": 0.5, "delta_over_tau": 0.0}
 
 
@@ -90,6 +92,8 @@ def sentences(data: ReportData) -> list[Markup]:
     found = [_by_negatives(rows, negatives) for negatives in dict.fromkeys(row.negatives for row in rows)]
     if rows:
         found.append(_how_sure(data, rows))
+    if beside := _beside(data):
+        found.append(beside)
     if controls := _controls(data):
         found.append(controls)
     if circuit := _circuit(data):
@@ -148,12 +152,45 @@ def _how_sure(data: ReportData, rows: Sequence[ComparisonRow]) -> Markup:
     return Markup("<em>How sure:</em> {}").format(text)
 
 
+def _beside(data: ReportData) -> Markup | None:
+    """The same question asked otherwise: over the sites, of matched pairs, of scores drawn again."""
+    if data.mis is None:
+        return None
+    measure, found = data.mis.headline[0], []
+    over = [one for one in data.beside.over_sites if one.measure == measure and one.n > 1]
+    if over:
+        told = [
+            f"{fixed(one.mean_difference.estimate, 2, True)} {interval(one.mean_difference, 2, True)} with "
+            f"{named(NEGATIVES, one.negatives)}"
+            for one in over
+        ]
+        cannot = f"; so few sites cannot be told from chance (p from {fixed(over[0].least_p)} on)"
+        found.append(
+            f"over the {over[0].n} sites features differ from neurons by {listed(told)}"
+            f"{cannot if over[0].least_p >= LEVEL else ''}"
+        )
+    if pairs := [one for (_, _, kind), one in data.beside.pairs.items() if kind == measure]:
+        ahead, behind = (
+            sum(one.p_value < LEVEL and sign * one.mean_difference.estimate > 0 for one in pairs) for sign in (1, -1)
+        )
+        found.append(
+            "beside the neuron that each correlates with best, features score clearly higher in "
+            f"{ahead} and lower in {behind} of {plural(len(pairs), 'comparison')}"
+        )
+    if noise := [one.mean_sd for (*_, kind), one in data.beside.noise.items() if kind == measure]:
+        found.append(f"drawing pools and tasks again moves the mean of a site by {spread(noise, 3)}")
+    if not found:
+        return None
+    text = "; ".join(found)
+    return Markup("<em>Asked otherwise:</em> {}.").format(text[0].upper() + text[1:])
+
+
 def _controls(data: ReportData) -> Markup | None:
     if data.mis is None:
         return None
     measure, negatives = data.mis.headline
     parts = []
-    for kind in ("permuted", "random_direction"):
+    for kind in ("permuted", "random_direction", "sparse_neuron"):
         scores = [one.of(negatives, measure) for one in data.scores if one.kind == kind]
         if medians := [float(np.median(values)) for values in scores if values.size]:
             parts.append(f"{named(KINDS, kind)} {spread(medians)}")

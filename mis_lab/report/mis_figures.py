@@ -88,16 +88,16 @@ def curves(found: Sequence[ScoreCurve], measure: str) -> dict[str, Markup]:
         found: of one setting and one kind of negatives.
         measure: ``soft`` or ``hard``.
     """
-    kinds_of = {(one.setting, one.negatives) for one in found}
-    if len(kinds_of) > 1:
-        raise ValueError(f"curves of several settings or negatives in one chart: {sorted(kinds_of)}")
+    chosen = {(one.setting, one.negatives) for one in found}
+    if len(chosen) > 1:
+        raise ValueError(f"curves of several settings or negatives in one chart: {sorted(chosen)}")
     order = [*KIND_ORDER, *sorted({one.kind for one in found} - set(KIND_ORDER))]
     means = [part for one in found for part in one.of(measure)]
     y = Axis(np.concatenate([np.ravel(part) for part in means] + [[CHANCE]]), MEANS[measure], log=False)
     charts = {}
     for site in dict.fromkeys(one.site for one in found):
         here = sorted((one for one in found if one.site == site), key=lambda one: order.index(one.kind))
-        (setting, negatives) = next(iter(kinds_of))
+        (setting, negatives) = next(iter(chosen))
         at, x = _setting_axis(here, setting)
         plot = Plot(f"Mean {named(MEASURES, measure)} at {site} by {setting}, {named(NEGATIVES, negatives)}", x, y)
         plot.svg.line(plot.x.start, plot.y(CHANCE), plot.x.end, plot.y(CHANCE), "chance")
