@@ -62,7 +62,8 @@ class Pools(NamedTuple):
 
     def of_units(self, units: slice | Sequence[int] | Tensor) -> Pools:
         """The pools of some units, by their places here."""
-        return Pools(*(part[units] for part in self[:-1]), self.n_images)
+        at = units if isinstance(units, slice) else torch.as_tensor(units)
+        return Pools(*(part[at] for part in self[:-1]), self.n_images)
 
 
 class PoolGatherer:

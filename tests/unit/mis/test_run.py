@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mis_lab.activations.config import ImageActivation
-from mis_lab.activations.pools import gather
+from mis_lab.activations.pools import gather_part
 from mis_lab.activations.shards import ActivationWriter, StoredActivations
 from mis_lab.activations.units import Neurons, RandomDirections
 from mis_lab.core.errors import ConfigError, DataError
@@ -198,9 +198,9 @@ def test_the_gatherer_is_asked_for_what_tasks_need(stored, embedding, monkeypatc
 
     def spy(*args, **kwargs):
         asked.update(size=args[2], **kwargs)
-        return gather(*args, **kwargs)
+        return gather_part(*args, **kwargs)
 
-    monkeypatch.setattr("mis_lab.mis.run.gather", spy)
+    monkeypatch.setattr("mis_lab.mis.run.gather_part", spy)
     config = replace(CONFIG, one_per_group=True, image_activation=ImageActivation.max)
     scores = score_units(stored, Neurons(SITE.width), embedding, config, 0)
     assert (asked["size"], asked["per_group"], asked["permute_seed"]) == (24, 6, None)
