@@ -63,7 +63,7 @@ class Pools(NamedTuple):
     def of_units(self, units: slice | Sequence[int] | Tensor) -> Pools:
         """The pools of some units, by their places here."""
         at = units if isinstance(units, slice) else torch.as_tensor(units)
-        return Pools(*(part[at] for part in self[:-1]), self.n_images)
+        return self._replace(**{name: part[at] for name, part in self._asdict().items() if name != "n_images"})
 
 
 class PoolGatherer:
@@ -150,7 +150,7 @@ class PoolGatherer:
             raise ValueError("an image came twice")
         self._seen[places] = True
         a_bu = a_bu.detach().to(self._top.device, torch.float32, copy=True)  # kept: the caller may use its own again
-        lowest, highest = a_bu.amin(0), a_bu.amax(0)
+        lowest, highest = a_bu.amin(0) + 0.0, a_bu.amax(0) + 0.0  # −0.0 + 0.0 = 0.0, whatever came first
         if not (lowest.isfinite() & highest.isfinite()).all():
             self._refuse(a_bu, places)
         self._minimum = torch.minimum(self._minimum, lowest)
