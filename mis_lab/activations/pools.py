@@ -44,7 +44,7 @@ class Pools(NamedTuple):
     Attributes:
         top, bottom: (U, S) int32 image indices, the most extreme first.
         top_values, bottom_values: (U, S) float32 image activations.
-        random: (U, S) int32, images outside the top pool in random order.
+        random: (U, S) int32, images outside the top pool in random order; (U, 0) where not asked for.
         n_active: (U,) int64, images with an activation above zero.
         minimum, maximum: (U,) float32 over all images.
         n_images: images seen.
@@ -198,8 +198,8 @@ class PoolGatherer:
             keys_um = keys_um.masked_fill(~capped, EMPTY)
         return largest(keys_um, self.size)
 
-    def result(self) -> Pools:
-        """The pools of the images seen so far; gathering may go on afterwards."""
+    def result(self, random: bool = True) -> Pools:
+        """The pools of the images seen so far, with or without random ones; gathering may go on afterwards."""
         self._merge()
         top, top_values = self._read(descending(self._top))
         bottom, bottom_values = self._read(descending(self._bottom), complement=True)
@@ -208,7 +208,7 @@ class PoolGatherer:
             top_values.cpu(),
             bottom.cpu(),
             bottom_values.cpu(),
-            self._random_pool(top).cpu(),
+            self._random_pool(top).cpu() if random else torch.empty((len(top), 0), dtype=torch.int32),
             self._n_active.cpu(),
             self._minimum.cpu(),
             self._maximum.cpu(),
@@ -268,10 +268,15 @@ class PoolGatherer:
 
     def _read(self, keys_us: Tensor, complement: bool = False) -> tuple[Tensor, Tensor]:
         """Image indices and activations of keys."""
-        empty = keys_us == EMPTY
-        values, ties = decode(~keys_us if complement else keys_us)
-        ordinals = unmix(ties, self._tie_keys).long().masked_fill_(empty, 0)
-        return self._index_of[ordinals].masked_fill_(empty, -1), values.masked_fill_(empty, torch.nan)
+        images = torch.empty_like(keys_us, dtype=torch.int32)
+        activations = torch.empty_like(keys_us, dtype=torch.float32)
+        for block in self._blocks(self.size):
+            empty = keys_us[block] == EMPTY
+            values, ties = decode(~keys_us[block] if complement else keys_us[block])
+            ordinals = unmix(ties, self._tie_keys[block]).long().masked_fill_(empty, 0)
+            images[block] = self._index_of[ordinals].masked_fill_(empty, -1)
+            activations[block] = values.masked_fill_(empty, torch.nan)
+        return images, activations
 
     def _random_pool(self, top: Tensor) -> Tensor:
         """(U, S) images outside the top pool, by a hash that knows nothing of activations."""

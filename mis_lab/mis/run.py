@@ -25,7 +25,7 @@ from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
 from mis_lab.mis.protocols.layout import layouts
 from mis_lab.mis.protocols.within_class import ImageClasses, image_classes
 from mis_lab.mis.score import margins, measure_temperature, score
-from mis_lab.mis.tasks import PoolNeeds, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.tasks import draw_tasks, group_codes, pool_needs
 from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
 from mis_lab.mis.units import UnitStatus
 
@@ -124,9 +124,10 @@ def score_units(
         raise ValueError(f"{len(names)} names for {len(numbers)} units")
 
     if pools is None:
-        pools = pool_part(stored, source, config, seed, units=units, control=control, device=device).result()
+        part = pool_part(stored, source, config, seed, units=units, control=control, device=device)
+        pools = part.result(random=Negatives.random in config.negatives)
     else:
-        _require_fitting(pools, len(numbers), stored.n_images, pool_needs(config, stored.n_images))
+        _require_fitting(pools, len(numbers), stored.n_images, config)
     embedding = _on_device(embedding, device)
     temperature = temperature or measure_temperature(embedding, config.n_explanations)
     setting = _Setting(
@@ -244,7 +245,10 @@ def _require_same_images(ids: Sequence[str], embedding: Embedding) -> None:
             )
 
 
-def _require_fitting(pools: Pools, n_units: int, n_images: int, needs: PoolNeeds) -> None:
+def _require_fitting(pools: Pools, n_units: int, n_images: int, config: MisConfig) -> None:
+    needs = pool_needs(config, n_images)
+    if Negatives.random in config.negatives and pools.random.shape != pools.top.shape:
+        raise DataError("the pools have no random images", fix="Ask for them: result(random=True).")
     found, wanted = (len(pools.top), pools.n_images), (n_units, n_images)
     if found != wanted or pools.top.shape[1] < needs.size:
         raise DataError(

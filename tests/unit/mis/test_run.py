@@ -171,6 +171,12 @@ def test_pools_of_other_units_or_of_part_of_the_images_are_refused(stored, embed
         score_units(stored, source, embedding, CONFIG, 0, units=[1, 2], pools=whole)
     with pytest.raises(DataError, match="24 of 300 images for 12 units; 28 of 300 for 12 are needed"):
         score_units(stored, source, embedding, replace(CONFIG, n_tasks=7), 0, pools=whole)
+    without = pool_part(stored, source, CONFIG, 0).result(random=False)
+    with pytest.raises(DataError, match="the pools have no random images"):
+        score_units(stored, source, embedding, CONFIG, 0, pools=without)
+    config = replace(CONFIG, negatives=[Negatives.bottom])
+    found = score_units(stored, source, embedding, config, 0, pools=without)
+    assert_same(found, score_units(stored, source, embedding, CONFIG, 0), slice(None))
 
 
 def settings_of(stored, embedding, classes=None, **options):
