@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,6 +91,13 @@ def largest(keys_um: Tensor, k: int) -> Tensor:
         array.partition(array.shape[1] - k, axis=1)
         return keys_um[:, array.shape[1] - k :].clone()
     return keys_um.topk(k, dim=1, sorted=False).values
+
+
+def descending(keys_um: Tensor) -> Tensor:
+    """The keys of each row, the largest first."""
+    if keys_um.device.type == "cpu":  # with vector instructions, as in :func:`largest`
+        return torch.from_numpy(np.sort(keys_um.numpy(), axis=1)).flip(1)
+    return keys_um.sort(1, descending=True).values
 
 
 def within_cap(keys_um: Tensor, groups_um: Tensor, per_group: int) -> Tensor:

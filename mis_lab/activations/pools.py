@@ -3,12 +3,12 @@
 A pool is the start or the end of the unit's total order of images (see :mod:`mis_lab.activations.order`), so
 chunks, order of arrival and order of units change nothing. With at most c images of a group, a pool is the
 greedy basis of a truncated partition matroid; the basis of a union is that of the union of the bases, so
-merging stays exact.
+merging stays exact: of chunks, and of what several jobs gathered from images of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from mis_lab.activations.config import ImageActivation
 from mis_lab.activations.order import (
     EMPTY,
     decode,
+    descending,
     encode,
     hash_keys,
     image_ordinals,
@@ -28,7 +29,8 @@ from mis_lab.activations.order import (
 )
 from mis_lab.activations.shards import StoredActivations
 from mis_lab.activations.units import UnitSource, image_activations, permute_images
-from mis_lab.core.errors import DataError
+from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.keys import content_key
 from mis_lab.core.progress import progress
 
 # U units  S pool size  B images of a chunk  N images of the data set  M keys
@@ -42,7 +44,7 @@ class Pools(NamedTuple):
     Attributes:
         top, bottom: (U, S) int32 image indices, the most extreme first.
         top_values, bottom_values: (U, S) float32 image activations.
-        random: (U, S) int32, images outside the top pool in random order.
+        random: (U, S) int32, images outside the top pool in random order; (U, 0) where not asked for.
         n_active: (U,) int64, images with an activation above zero.
         minimum, maximum: (U,) float32 over all images.
         n_images: images seen.
@@ -57,6 +59,11 @@ class Pools(NamedTuple):
     minimum: Tensor
     maximum: Tensor
     n_images: int
+
+    def of_units(self, units: slice | Sequence[int] | Tensor) -> Pools:
+        """The pools of some units, by their places here."""
+        at = units if isinstance(units, slice) else torch.as_tensor(units)
+        return self._replace(**{name: part[at] for name, part in self._asdict().items() if name != "n_images"})
 
 
 class PoolGatherer:
@@ -73,6 +80,7 @@ class PoolGatherer:
         units: (U,) what each unit is called, a number or a name; its number by default. Under the same name
             it breaks ties in the same way, wherever it stands.
         device: where keys are kept.
+        measure: what an image's activation is, in a word; only what has one measure can be merged.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class PoolGatherer:
         positive_only: bool = False,
         units: Sequence[int | str] | None = None,
         device: torch.device | str = "cpu",
+        measure: str = "",
     ) -> None:
         if size < 1 or per_group < 0:
             raise ValueError(f"pools of {size} images, {per_group} a group")
@@ -94,6 +103,14 @@ class PoolGatherer:
         self.units = list(range(n_units)) if units is None else list(units)
         if len(self.units) != n_units:
             raise ValueError(f"{len(self.units)} names for {n_units} units")
+        self._settings = {
+            "seed": str(seed),
+            "size of the pools": str(size),
+            "images of a group": str(per_group),
+            "only positive": str(positive_only),
+            "measure": measure,
+        }
+        self._groups = groups if per_group else None
         self._ordinals = image_ordinals(ids).to(device)
         self._index_of = self._ordinals.argsort().to(torch.int32)
         self._tie_keys = hash_keys(seed, "ties", self.units).to(device)
@@ -133,7 +150,7 @@ class PoolGatherer:
             raise ValueError("an image came twice")
         self._seen[places] = True
         a_bu = a_bu.detach().to(self._top.device, torch.float32, copy=True)  # kept: the caller may use its own again
-        lowest, highest = a_bu.amin(0), a_bu.amax(0)
+        lowest, highest = a_bu.amin(0) + 0.0, a_bu.amax(0) + 0.0  # −0.0 + 0.0 = 0.0, whatever came first
         if not (lowest.isfinite() & highest.isfinite()).all():
             self._refuse(a_bu, places)
         self._minimum = torch.minimum(self._minimum, lowest)
@@ -181,29 +198,85 @@ class PoolGatherer:
             keys_um = keys_um.masked_fill(~capped, EMPTY)
         return largest(keys_um, self.size)
 
-    def result(self) -> Pools:
-        """The pools of the images seen so far; gathering may go on afterwards."""
+    def result(self, random: bool = True) -> Pools:
+        """The pools of the images seen so far, with or without random ones; gathering may go on afterwards."""
         self._merge()
-        top, top_values = self._read(self._top.sort(1, descending=True).values)
-        bottom, bottom_values = self._read(self._bottom.sort(1, descending=True).values, complement=True)
+        top, top_values = self._read(descending(self._top))
+        bottom, bottom_values = self._read(descending(self._bottom), complement=True)
         return Pools(
             top.cpu(),
             top_values.cpu(),
             bottom.cpu(),
             bottom_values.cpu(),
-            self._random_pool(top).cpu(),
+            self._random_pool(top).cpu() if random else torch.empty((len(top), 0), dtype=torch.int32),
             self._n_active.cpu(),
             self._minimum.cpu(),
             self._maximum.cpu(),
             int(self._seen.sum()),
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """What was gathered so far, for a file and :meth:`merge`: the same images give the same bytes."""
+        self._merge()
+        tensors = {
+            "top": descending(self._top),
+            "bottom": descending(self._bottom),
+            "seen": self._seen.clone(),
+            "n_active": self._n_active.clone(),
+            "minimum": self._minimum.clone(),
+            "maximum": self._maximum.clone(),
+        }
+        return {name: tensor.cpu() for name, tensor in tensors.items()} | self._about()
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add what a gatherer with the same settings saw of other images; afterwards it is as if all had come here.
+
+        Args:
+            state: of the other gatherer, from :meth:`state`.
+
+        Raises:
+            ConfigError: naming what differs.
+            DataError: naming an image that both saw.
+        """
+        differing = [
+            name for name, key in self._about().items() if name not in state or not torch.equal(key, state[name])
+        ]
+        if differing:
+            raise ConfigError(
+                f"these parts of the pools do not belong together: they differ in {', '.join(differing)}",
+                fix="Gather all parts with the same settings, units and list of images.",
+            )
+        if len(twice := (self._seen & state["seen"]).nonzero()):
+            raise DataError(
+                f"image {self.ids[int(twice[0])]} is in two parts of the pools ({len(twice)} are)",
+                fix="Give every job images of its own.",
+            )
+        device = self._top.device
+        for block in self._blocks(2 * self.size):
+            top, bottom = state["top"][block].to(device), state["bottom"][block].to(device)
+            self._top[block] = self._best(torch.cat([self._top[block], top], 1), block)
+            self._bottom[block] = self._best(torch.cat([self._bottom[block], bottom], 1), block, complement=True)
+        self._seen |= state["seen"]
+        self._n_active += state["n_active"].to(device)
+        self._minimum = torch.minimum(self._minimum, state["minimum"].to(device))
+        self._maximum = torch.maximum(self._maximum, state["maximum"].to(device))
+
+    def _about(self) -> dict[str, Tensor]:
+        """Keys of what parts must have in common."""
+        common = self._settings | {"images": self.ids, "units": self.units, "groups": self._groups}
+        return {name: torch.tensor([*bytes.fromhex(content_key(it))], dtype=torch.uint8) for name, it in common.items()}
+
     def _read(self, keys_us: Tensor, complement: bool = False) -> tuple[Tensor, Tensor]:
         """Image indices and activations of keys."""
-        empty = keys_us == EMPTY
-        values, ties = decode(~keys_us if complement else keys_us)
-        ordinals = unmix(ties, self._tie_keys).long().masked_fill_(empty, 0)
-        return self._index_of[ordinals].masked_fill_(empty, -1), values.masked_fill_(empty, torch.nan)
+        images = torch.empty_like(keys_us, dtype=torch.int32)
+        activations = torch.empty_like(keys_us, dtype=torch.float32)
+        for block in self._blocks(self.size):
+            empty = keys_us[block] == EMPTY
+            values, ties = decode(~keys_us[block] if complement else keys_us[block])
+            ordinals = unmix(ties, self._tie_keys[block]).long().masked_fill_(empty, 0)
+            images[block] = self._index_of[ordinals].masked_fill_(empty, -1)
+            activations[block] = values.masked_fill_(empty, torch.nan)
+        return images, activations
 
     def _random_pool(self, top: Tensor) -> Tensor:
         """(U, S) images outside the top pool, by a hash that knows nothing of activations."""
@@ -222,7 +295,7 @@ class PoolGatherer:
             if self.per_group:
                 groups = self._group_of_ordinal[self._ordinals[images].long()].expand_as(keys)
                 keys.masked_fill_(~within_cap(keys, groups, self.per_group), EMPTY)
-            chosen = largest(keys, k).sort(1, descending=True).values
+            chosen = descending(largest(keys, k))
             empty = chosen == EMPTY
             ordinals = unmix(chosen.masked_fill(empty, 0).to(torch.int32), self._random_keys[block]).long()
             random[block, :k] = self._index_of[ordinals.masked_fill_(empty, 0)].masked_fill_(empty, -1)
@@ -241,7 +314,26 @@ def gather(
     permute_seed: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Pools:
-    """Pools of the units of `source` over all stored images.
+    """Pools of the units of `source` over all stored images; arguments and errors as of :func:`gather_part`."""
+    return gather_part(
+        stored, source, size, seed, image_activation, per_group, positive_only, units, permute_seed, device
+    ).result()
+
+
+def gather_part(
+    stored: StoredActivations,
+    source: UnitSource,
+    size: int,
+    seed: int,
+    image_activation: ImageActivation = ImageActivation.mean,
+    per_group: int = 0,
+    positive_only: bool = False,
+    units: Sequence[int] | None = None,
+    permute_seed: int | None = None,
+    device: torch.device | str = "cpu",
+    images: range | None = None,
+) -> PoolGatherer:
+    """What one job gathers; the parts of several jobs are merged (:meth:`PoolGatherer.merge`).
 
     Args:
         size, seed, per_group, positive_only: see :class:`PoolGatherer`; groups are the store's.
@@ -249,20 +341,31 @@ def gather(
         permute_seed: give every unit's activations to other images (:func:`permute_images`): a control. It
             holds all images' activations of these units at once, so choose few.
         device: where activations are computed, and ranked if it is a CUDA device.
+        images: which are seen, one of :func:`~mis_lab.activations.units.image_slices` or ``range(0)``; all by default.
 
     Raises:
         DataError: naming unit and image, when an activation is NaN or infinite.
     """
+    if permute_seed is not None and images is not None:
+        raise ValueError("a permutation needs all images")
     numbers = list(range(source.n_units)) if units is None else list(units)
     names = [f"{stored.site.path}/{source.kind}/{number}" for number in numbers]
-    ranked_on = device if torch.device(device).type == "cuda" else "cpu"
     gatherer = PoolGatherer(
-        len(numbers), size, stored.ids, seed, stored.groups, per_group, positive_only, names, ranked_on
+        len(numbers),
+        size,
+        stored.ids,
+        seed,
+        stored.groups,
+        per_group,
+        positive_only,
+        names,
+        device=device if torch.device(device).type == "cuda" else "cpu",
+        measure=f"{image_activation.name} permuted by {permute_seed}",
     )
     columns = None if units is None else torch.tensor(numbers, dtype=torch.int64, device=device)
     chunks = (
         (indices, a_bu if columns is None else a_bu.index_select(1, columns))
-        for indices, a_bu in image_activations(stored, source, image_activation, device)
+        for indices, a_bu in image_activations(stored, source, image_activation, device, images)
     )
     shown = progress(chunks, f"{source.kind}s of {stored.site.path}, images", unit="chunk")
     if permute_seed is None:
@@ -272,4 +375,4 @@ def gather(
         a_nu = torch.cat([a_bu for _, a_bu in shown])
         by_id = image_ordinals(stored.ids).argsort()
         gatherer.update(permute_images(a_nu[by_id.to(a_nu.device)], permute_seed, names), by_id.tolist())
-    return gatherer.result()
+    return gatherer

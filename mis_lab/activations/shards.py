@@ -295,10 +295,11 @@ class StoredActivations:
             at = upto
         return x_bpd
 
-    def images(self, batch: int) -> Iterator[tuple[range, Tensor]]:
-        """Yield (indices, x_bpd) of at most `batch` images, in stored order, float32."""
-        for start in range(0, self.n_images, batch):
-            stop = min(start + batch, self.n_images)
+    def images(self, batch: int, of: range | None = None) -> Iterator[tuple[range, Tensor]]:
+        """Yield (indices, x_bpd) of at most `batch` images, in stored order, float32; `of` a run of images or all."""
+        run = range(self.n_images) if of is None else of
+        for start in range(run.start, run.stop, batch):
+            stop = min(start + batch, run.stop)
             yield range(start, stop), self.read(start, stop)
 
     def take(self, indices: Sequence[int] | np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -92,17 +92,39 @@ def image_activations(
     source: UnitSource,
     image_activation: ImageActivation = ImageActivation.mean,
     device: torch.device | str = "cpu",
+    images: range | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Yield (indices, a_bu) over all stored images, in order.
+    """Yield (indices, a_bu) over all stored images, or those of `images`, in order.
 
-    The size of a chunk follows from the shapes alone, so that one store gives one result: a source that
-    multiplies matrices in float32 may give another last bit at another chunk size.
+    Chunks follow from the shapes alone, so that one store gives one result: a source that multiplies matrices in
+    float32 may give another last bit in another chunk. So `images` must begin and end where chunks do, as those of
+    :func:`image_slices`.
     """
-    numbers = stored.n_positions * max(source.n_units, stored.width)
-    for indices, x_bpd in stored.images(min(max(1, CHUNK_NUMBERS // numbers), LARGEST_CHUNK)):
+    batch = _chunk_size(stored, source)
+    if images is None:
+        chunks = stored.images(batch)
+    elif images.start % batch or (images.stop % batch and images.stop != stored.n_images) or images.step != 1:
+        raise ValueError(f"{images} does not begin and end where chunks of {batch} images do")
+    else:
+        chunks = stored.images(batch, images)
+    for indices, x_bpd in chunks:
         with torch.no_grad():
             a_bu = aggregate(source.activate(x_bpd.to(device)), image_activation)
         yield indices, a_bu
+
+
+def image_slices(stored: StoredActivations, source: UnitSource, n_slices: int) -> list[range]:
+    """All stored images in at most `n_slices` runs of about one length, to be ranked in as many jobs."""
+    batch = _chunk_size(stored, source)
+    n_chunks = -(-stored.n_images // batch)
+    n_slices = min(n_slices, n_chunks)
+    cuts = [n_chunks * number // n_slices * batch for number in range(n_slices)]
+    return [range(start, stop) for start, stop in zip(cuts, [*cuts[1:], stored.n_images], strict=True)]
+
+
+def _chunk_size(stored: StoredActivations, source: UnitSource) -> int:
+    """Images of a chunk."""
+    return min(max(1, CHUNK_NUMBERS // (stored.n_positions * max(source.n_units, stored.width))), LARGEST_CHUNK)
 
 
 def permute_images(a_nu: Tensor, seed: int, units: Sequence[int | str]) -> Tensor:

@@ -40,6 +40,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, Sequence):
+        if all(type(item) is str for item in value):  # the ids of a data set
+            return list(value)
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical form: {value!r}")
 

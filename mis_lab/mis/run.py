@@ -1,4 +1,8 @@
-"""Scores all units of a source: pools while activations stream by, then tasks and scores chunk by chunk."""
+"""Scores all units of a source: pools while activations stream by, then tasks and scores chunk by chunk.
+
+Either step can be shared out among jobs, with the same result to the bit: the images that pools are gathered from
+(:func:`pool_part`), and the units that are scored (:meth:`~mis_lab.mis.unit_scores.UnitScores.concatenate`).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mis_lab.activations.pools import Pools, gather
+from mis_lab.activations.pools import PoolGatherer, Pools, gather_part
 from mis_lab.core.errors import ConfigError, DataError
-from mis_lab.core.intervals import Interval
 from mis_lab.core.keys import content_key
 from mis_lab.core.progress import progress
 from mis_lab.core.seeding import derive_seed, generator
@@ -21,8 +24,8 @@ from mis_lab.metric.base import Embedding
 from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
 from mis_lab.mis.protocols.layout import layouts
 from mis_lab.mis.protocols.within_class import ImageClasses, image_classes
-from mis_lab.mis.score import Scores, margins, measure_temperature, score
-from mis_lab.mis.tasks import Tasks, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.score import margins, measure_temperature, score
+from mis_lab.mis.tasks import draw_tasks, group_codes, pool_needs
 from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
 from mis_lab.mis.units import UnitStatus
 
@@ -37,6 +40,45 @@ BY_QUANTILE = (Protocol.quantile, Protocol.inner_quantile)
 logger = logging.getLogger(__name__)
 
 
+def pool_part(
+    stored: StoredActivations,
+    source: UnitSource,
+    config: MisConfig,
+    seed: int,
+    *,
+    units: Sequence[int] | None = None,
+    control: str = "",
+    images: range | None = None,
+    device: torch.device | str = "cpu",
+) -> PoolGatherer:
+    """The pools that :func:`score_units` needs, as far as `images` tell: one job's part, to be merged with others'.
+
+    Args:
+        images: one of :func:`~mis_lab.activations.units.image_slices`, or ``range(0)`` for what others are merged into;
+            all by default, and always for a control. The other arguments are those of :func:`score_units`.
+
+    Raises:
+        DataError: when an image has no id or another's, an activation is not finite, or there are too few images.
+        ConfigError: for an unknown control.
+    """
+    if control not in ("", PERMUTED):
+        raise ConfigError(f"unknown control {control}", looked=PERMUTED)
+    require_ids(stored.ids)
+    needs = pool_needs(config, stored.n_images)
+    return gather_part(
+        stored,
+        source,
+        needs.size,
+        seed,
+        config.image_activation,
+        per_group=needs.per_group,
+        units=units,
+        permute_seed=derive_seed(seed, PERMUTED) if control == PERMUTED else None,
+        device=device,
+        images=images,
+    )
+
+
 def score_units(
     stored: StoredActivations,
     source: UnitSource,
@@ -49,6 +91,7 @@ def score_units(
     unit_names: Sequence[str] | None = None,
     classes: Sequence[int] | Tensor | None = None,
     control: str = "",
+    pools: Pools | None = None,
     device: torch.device | str = "cpu",
 ) -> UnitScores:
     """Machine Interpretability Score of the units of `source`.
@@ -64,16 +107,14 @@ def score_units(
         classes: of the images, in the order of `stored`, for negatives ``within_class``: labels, or the network's
             own predictions; not looked at otherwise.
         control: ``permuted`` gives each unit's activations to other images first.
+        pools: of these units in this order, from :func:`pool_part` with the same arguments; gathered by default.
         device: where activations are ranked and margins computed; changes no image of a task.
 
     Raises:
         DataError: when the embedding is of other images, an image has no id, no class or another's id, an activation is
-            not finite, or there are too few images.
+            not finite, there are too few images, or pools are not of these units and all images.
         ConfigError: for an unknown control, or negatives ``within_class`` without classes.
     """
-    if control not in ("", PERMUTED):
-        raise ConfigError(f"unknown control {control}", looked=PERMUTED)
-    require_ids(stored.ids)
     _require_same_images(stored.ids, embedding)
     by_class = Negatives.within_class in config.negatives
     of_images = image_classes(classes, stored.ids) if by_class else None
@@ -82,18 +123,11 @@ def score_units(
     if unit_names is not None and len(names := list(unit_names)) != len(numbers):
         raise ValueError(f"{len(names)} names for {len(numbers)} units")
 
-    needs = pool_needs(config, stored.n_images)
-    pools = gather(
-        stored,
-        source,
-        needs.size,
-        seed,
-        config.image_activation,
-        per_group=needs.per_group,
-        units=units,
-        permute_seed=derive_seed(seed, PERMUTED) if control == PERMUTED else None,
-        device=device,
-    )
+    if pools is None:
+        part = pool_part(stored, source, config, seed, units=units, control=control, device=device)
+        pools = part.result(random=Negatives.random in config.negatives)
+    else:
+        _require_fitting(pools, len(numbers), stored.n_images, config)
     embedding = _on_device(embedding, device)
     temperature = temperature or measure_temperature(embedding, config.n_explanations)
     setting = _Setting(
@@ -167,19 +201,8 @@ def _score_all(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setti
     parts = []
     for start in progress(starts, f"scores with {negatives.name} negatives", unit="chunk"):
         chunk = slice(start, start + config.chunk)
-        some = {name: part[chunk] for name, part in pools._asdict().items() if name != "n_images"}
-        parts.append(_score_chunk(pools._replace(**some), negatives, keys[chunk], setting))
-    return NegativesScores(
-        status=torch.cat([part.status for part in parts]),
-        tasks=Tasks(*(torch.cat(columns) for columns in zip(*(part.tasks for part in parts), strict=True))),
-        margins=torch.cat([part.margins for part in parts]),
-        scores=Scores(
-            *(
-                Interval(*(np.concatenate(limits) for limits in zip(*intervals, strict=True)))
-                for intervals in zip(*(part.scores for part in parts), strict=True)
-            )
-        ),
-    )
+        parts.append(_score_chunk(pools.of_units(chunk), negatives, keys[chunk], setting))
+    return NegativesScores.concatenate(parts)
 
 
 def _score_chunk(pools: Pools, negatives: Negatives, keys: Tensor, setting: _Setting) -> NegativesScores:
@@ -220,6 +243,19 @@ def _require_same_images(ids: Sequence[str], embedding: Embedding) -> None:
                 f"image {place} is {ours} in the activations and {theirs} in the embedding of {embedding.metric}",
                 fix="Embed the images of the activations, in their order.",
             )
+
+
+def _require_fitting(pools: Pools, n_units: int, n_images: int, config: MisConfig) -> None:
+    needs = pool_needs(config, n_images)
+    if Negatives.random in config.negatives and pools.random.shape != pools.top.shape:
+        raise DataError("the pools have no random images", fix="Ask for them: result(random=True).")
+    found, wanted = (len(pools.top), pools.n_images), (n_units, n_images)
+    if found != wanted or pools.top.shape[1] < needs.size:
+        raise DataError(
+            f"the pools are {pools.top.shape[1]} of {pools.n_images} images for {len(pools.top)} units; "
+            f"{needs.size} of {n_images} for {n_units} are needed",
+            fix="Merge the parts of all images, gathered with the same configuration.",
+        )
 
 
 def _on_device(embedding: Embedding, device: torch.device | str) -> Embedding:

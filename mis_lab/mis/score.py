@@ -10,10 +10,12 @@ norms cancel: Δ = c (q₊ − q₋)·(mean E₊ − mean E₋), with c = 1 and 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -83,15 +85,17 @@ def _gram_margins(gram_nn: Tensor, queries_t2: Tensor, explained_t2k: Tensor) ->
 def _row_margins(rows_nd: Tensor, queries_t2: Tensor, explained_t2k: Tensor) -> Tensor:
     """(T,) float64: one weighted sum of 2K rows and one inner product a task."""
     n_tasks, _, k = explained_t2k.shape
+    if n_tasks == 1:  # the sum of a single row would be split over threads, and round otherwise
+        return _row_margins(rows_nd, queries_t2.expand(2, -1), explained_t2k.expand(2, -1, -1))[:1]
     mean_t2k = torch.tensor([[1.0 / k] * k + [-1.0 / k] * k], dtype=rows_nd.dtype, device=rows_nd.device)
     signs_t2 = torch.tensor([[1.0, -1.0]], dtype=rows_nd.dtype, device=rows_nd.device)
-    chunk = max(1, (CHUNK if rows_nd.device.type == "cpu" else CHUNK_GPU) // rows_nd.shape[1])
+    chunk = max(2, (CHUNK if rows_nd.device.type == "cpu" else CHUNK_GPU) // rows_nd.shape[1])
     delta_t = torch.empty(n_tasks, dtype=torch.float64, device=rows_nd.device)
     for start in range(0, n_tasks, chunk):
-        asked, explained = queries_t2[start : start + chunk], explained_t2k[start : start + chunk].flatten(1)
-        asked_td = _weighted_sum(rows_nd, asked, signs_t2)
-        explained_td = _weighted_sum(rows_nd, explained, mean_t2k)
-        delta_t[start : start + chunk] = torch.linalg.vecdot(asked_td, explained_td)
+        some = slice(min(start, n_tasks - 2), start + chunk)
+        asked_td = _weighted_sum(rows_nd, queries_t2[some], signs_t2)
+        explained_td = _weighted_sum(rows_nd, explained_t2k[some].flatten(1), mean_t2k)
+        delta_t[some] = torch.linalg.vecdot(asked_td, explained_td)
     return delta_t
 
 
@@ -146,7 +150,8 @@ def outcomes(margins_un: Tensor, temperature: float, tie: float) -> dict[str, Te
     right = (margins_un > 0).to(margins_un.dtype)
     hard = torch.where(margins_un.abs() <= tie, 0.5, right).masked_fill(margins_un.isnan(), torch.nan)
     scaled = margins_un / temperature
-    return {"soft": torch.sigmoid(scaled), "hard": hard, "delta_over_tau": scaled}
+    # torch.sigmoid rounds otherwise where it fills no vector, so that a score would depend on the chunk.
+    return {"soft": torch.from_numpy(expit(scaled.numpy())), "hard": hard, "delta_over_tau": scaled}
 
 
 def score(margins_un: Tensor, n_tasks_u: Tensor, temperature: float, tie: float, n_bootstrap: int, seed: int) -> Scores:
@@ -156,7 +161,7 @@ def score(margins_un: Tensor, n_tasks_u: Tensor, temperature: float, tie: float,
         margins_un: (U, N) float64; the first `n_tasks_u` of a row count.
         tie: margins up to this size are ties (``config.ties`` times the embedding's scale).
         n_bootstrap: resamples of the tasks; units with equally many tasks share them, so that an interval
-            depends on neither chunk nor order of units.
+            depends on neither chunk nor order of units, down to its last bit.
     """
     by_measure = outcomes(margins_un, temperature, tie)
     results = {name: np.full((3, len(margins_un)), np.nan) for name in by_measure}
@@ -173,7 +178,18 @@ def score(margins_un: Tensor, n_tasks_u: Tensor, temperature: float, tie: float,
             if name == "hard":
                 interval = wilson(means, n_tasks)
             else:
-                resampled_ur = values_un @ counts_rn.T / n_tasks  # rows of resamples: quantiles of columns are slow
+                # rows of resamples: quantiles of columns are slow
+                resampled_ur = _summable(values_un) @ counts_rn.T.astype(np.float64) / n_tasks
                 interval = Interval(means, *np.quantile(resampled_ur, [0.025, 0.975], axis=1))
             results[name][:, rows.numpy()] = interval
     return Scores(**{name: Interval(*values) for name, values in results.items()})
+
+
+def _summable(values_un: np.ndarray) -> np.ndarray:
+    """Values rounded to about 13 digits of their row's largest, so that sums of N of them are exact in any order.
+
+    A matrix product adds up in another order for another number of rows; with these it makes no difference.
+    """
+    n_bits = 52 - math.ceil(math.log2(values_un.shape[1] + 1))
+    _, exponents = np.frexp(np.abs(values_un).max(1, keepdims=True))
+    return np.ldexp(np.rint(np.ldexp(values_un, n_bits - exponents)), exponents - n_bits)

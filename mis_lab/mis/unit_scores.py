@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mis_lab.core.errors import ConfigError, StoreError
+from mis_lab.core.errors import ConfigError, DataError, StoreError
 from mis_lab.core.files import read_json, write_json
 from mis_lab.core.intervals import Interval
 from mis_lab.core.tensors import read_tensors, write_tensors
@@ -112,6 +112,21 @@ class NegativesScores:
         """Share of the units with this status."""
         return float((self.status == status.value).double().mean())
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[NegativesScores]) -> NegativesScores:
+        """The scores of all units of `parts`, in their order."""
+        return cls(
+            status=torch.cat([part.status for part in parts]),
+            tasks=Tasks(*(torch.cat(columns) for columns in zip(*(part.tasks for part in parts), strict=True))),
+            margins=torch.cat([part.margins for part in parts]),
+            scores=Scores(
+                *(
+                    Interval(*(np.concatenate(limits) for limits in zip(*intervals, strict=True)))
+                    for intervals in zip(*(part.scores for part in parts), strict=True)
+                )
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class UnitScores:
@@ -186,6 +201,57 @@ class UnitScores:
             maximum=self.maximum[kept],
             by_negatives={negatives: rest(result) for negatives, result in self.by_negatives.items()},
         )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[UnitScores]) -> UnitScores:
+        """The scores of all units of `parts`, in their order: as if one job had scored them.
+
+        Raises:
+            ConfigError: naming what differs between parts that must have it in common.
+            DataError: naming a unit of two parts.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            first.settings.require_equal(part.settings)
+            first._require_same_run(part)
+        units = torch.cat([part.units for part in parts])
+        found, counts = units.unique(return_counts=True)
+        if len(twice := found[counts > 1]):
+            raise DataError(
+                f"{first.kind} {int(twice[0])} of {first.site} is in two parts of the scores ({len(twice)} are)",
+                fix="Score every unit in one job.",
+            )
+        return dataclasses.replace(
+            first,
+            units=units,
+            unit_names=[name for part in parts for name in part.unit_names],
+            n_active=torch.cat([part.n_active for part in parts]),
+            minimum=torch.cat([part.minimum for part in parts]),
+            maximum=torch.cat([part.maximum for part in parts]),
+            by_negatives={
+                negatives: NegativesScores.concatenate([part.by_negatives[negatives] for part in parts])
+                for negatives in first.by_negatives
+            },
+        )
+
+    def _require_same_run(self, other: UnitScores) -> None:
+        mine, theirs = (
+            {
+                "site": scores.site,
+                "kind of units": scores.kind,
+                "control": scores.control,
+                "seed": scores.seed,
+                "negatives": list(scores.by_negatives),
+                "classes": scores.settings.classes,
+                "images": (scores.image_ids, scores.image_groups),
+            }
+            for scores in (self, other)
+        )
+        if differing := [name for name in mine if mine[name] != theirs[name]]:
+            raise ConfigError(
+                f"these parts of the scores do not belong together: they differ in {', '.join(differing)}",
+                fix="Score all parts in the same way.",
+            )
 
     def write(self, folder: Path) -> None:
         """Write the scores into `folder`."""

@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from mis_lab.activations.order import (
     EMPTY,
     decode,
+    descending,
     encode,
     hash_keys,
     image_ordinals,
@@ -107,3 +108,11 @@ def test_within_cap(pairs, cap):
             ahead = sum(sign * other > sign * key for other, its in pairs if its == group)
             ties = sum(other == key for other, its in pairs if its == group) > 1
             assert ties or bool(found[row, index]) == (ahead < cap)
+
+
+def test_descending_sorts_every_row_and_overwrites_nothing():
+    keys = torch.randint(-(2**62), 2**62, (5, 300), generator=torch.Generator().manual_seed(0))
+    keys[2, 40:90] = EMPTY
+    before = keys.clone()
+    assert torch.equal(descending(keys), before.sort(1, descending=True).values)
+    assert torch.equal(keys, before)

@@ -12,11 +12,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from mis_lab.activations import pools as pools_module
+from mis_lab.activations import units as units_module
 from mis_lab.activations.config import ImageActivation
 from mis_lab.activations.order import hash_keys, image_ordinals, mix
-from mis_lab.activations.pools import PoolGatherer, Pools, gather
-from mis_lab.activations.units import Neurons, RandomDirections, permute_images
-from mis_lab.core.errors import DataError
+from mis_lab.activations.pools import PoolGatherer, Pools, gather, gather_part
+from mis_lab.activations.units import Neurons, RandomDirections, image_slices, permute_images
+from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.tensors import hash_tensors, read_tensors, write_tensors
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "mis" / "mis_golden.npz"
 TIE_FREE = [0, 1, 2, 3, 5, 8, 9, 12]
@@ -316,3 +318,100 @@ def test_gather_names_site_unit_and_image_of_a_nan(write):
 
     with pytest.raises(DataError, match=r"unit blocks\.2/neuron/\d on image image/000\d is NaN"):
         gather(stored, Broken(3), 2, 0)
+
+
+# ---- parts gathered apart
+
+
+@given(
+    stream=streams(),
+    size=st.integers(1, 8) | st.just(40),
+    per_group=st.integers(0, 3),
+    positive_only=st.booleans(),
+    keys_at_once=st.sampled_from([1, 10**6]),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=50)
+def test_parts_of_the_images_merge_into_the_whole_to_the_bit(
+    stream, size, per_group, positive_only, keys_at_once, order
+):
+    a_nu, groups, chunks = stream
+    n_images, n_units = a_nu.shape
+    ids = [f"image {7919 * index % 1009}" for index in range(n_images)]
+    options = {"groups": groups, "per_group": per_group, "positive_only": positive_only}
+    whole = PoolGatherer(n_units, size, ids, 3, **options)
+    whole.update(a_nu, range(n_images))
+    states = []
+    with patch.dict(pools_module.KEYS_AT_ONCE, cpu=keys_at_once):
+        for chunk in chunks:
+            part = PoolGatherer(n_units, size, ids, 3, **options)
+            part.update(a_nu[chunk], chunk)
+            states.append(part.state())
+        order.shuffle(states)
+        merged = PoolGatherer(n_units, size, ids, 3, **options)
+        for state in states:
+            merged.merge(state)
+    assert equal(merged.result(), whole.result())
+    assert hash_tensors(merged.state()) == hash_tensors(whole.state())
+
+
+@pytest.mark.parametrize("options", [{}, {"per_group": 1}, {"positive_only": True}, {"units": [7, 2]}], ids=str)
+def test_jobs_with_a_slice_of_the_store_each(write, tmp_path, options):
+    x_npd = torch.randn(90, 2, 6, generator=torch.Generator().manual_seed(0)).relu()
+    stored, source = write(x_npd), RandomDirections(6, 9, seed=0)
+    with patch.object(units_module, "LARGEST_CHUNK", 8):
+        whole = gather(stored, source, 12, 3, **options)
+        for n_slices in (1, 2, 5, 100):
+            merged = gather_part(stored, source, 12, 3, **options, images=range(0))
+            for number, images in enumerate(reversed(image_slices(stored, source, n_slices))):
+                path = tmp_path / f"{n_slices}-{number}.safetensors"
+                write_tensors(path, gather_part(stored, source, 12, 3, **options, images=images).state())
+                merged.merge(read_tensors(path))
+            assert equal(merged.result(), whole)
+
+
+def test_a_part_that_is_merged_may_go_on():
+    a_nu = torch.randint(0, 3, (60, 3)).float()
+    ids = [f"{index:05d}" for index in range(60)]
+    first, second = PoolGatherer(3, 6, ids, 0), PoolGatherer(3, 6, ids, 0)
+    first.update(a_nu[:10], range(10))
+    second.update(a_nu[10:40], range(10, 40))
+    first.merge(second.state())
+    first.update(a_nu[40:], range(40, 60))
+    assert equal(first.result(), pools_of(a_nu, 6))
+
+
+def test_parts_that_do_not_belong_together_say_what_differs():
+    ids = ["a", "b", "c", "d"]
+    mine = {"n_units": 2, "size": 3, "ids": ids, "seed": 0, "groups": list("xxyy"), "per_group": 1}
+    whole = PoolGatherer(**mine)
+    for changed, named in (
+        ({"size": 2}, "size of the pools"),
+        ({"seed": 1}, "seed"),
+        ({"ids": ["a", "b", "d", "c"]}, "images"),
+        ({"units": [0, 2]}, "units"),
+        ({"groups": list("xyyy")}, "groups"),
+        ({"per_group": 2}, "images of a group"),
+        ({"positive_only": True, "measure": "max"}, "only positive, measure"),
+    ):
+        with pytest.raises(ConfigError, match=f"do not belong together: they differ in {named}"):
+            whole.merge(PoolGatherer(**mine | changed).state())
+    with pytest.raises(ConfigError, match="differ in seed, size of the pools"):
+        whole.merge({"top": torch.zeros(2, 3)})  # no state at all
+
+
+def test_an_image_of_two_parts_is_named():
+    parts = [PoolGatherer(1, 2, ["a", "b", "c"], 0) for _ in range(2)]
+    parts[0].update(torch.zeros(2, 1), [0, 1])
+    parts[1].update(torch.zeros(2, 1), [1, 2])
+    with pytest.raises(DataError, match=r"image b is in two parts of the pools \(1 are\)"):
+        parts[0].merge(parts[1].state())
+
+
+def test_parts_with_means_and_with_maxima_do_not_mix(write):
+    stored = write(torch.randn(20, 2, 6))
+    means = gather_part(stored, Neurons(6), 3, 0, images=range(0))
+    with pytest.raises(ConfigError, match="differ in measure"):
+        means.merge(gather_part(stored, Neurons(6), 3, 0, ImageActivation.max).state())
+    with pytest.raises(ValueError, match="a permutation needs all images"):
+        gather_part(stored, Neurons(6), 3, 0, permute_seed=1, images=range(20))

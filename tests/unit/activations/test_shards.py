@@ -60,7 +60,10 @@ def test_what_was_written_in_any_chunks_is_read_back(precision, data):
         batches = list(stored.images(data.draw(st.integers(1, 30))))
         assert [index for indices, _ in batches for index in indices] == list(range(n_images))
         assert torch.equal(torch.cat([x_bpd for _, x_bpd in batches]), stored_npd)
-        del stored, batches
+        of_run = list(stored.images(4, range(start, stop)))
+        assert [index for indices, _ in of_run for index in indices] == list(range(start, stop))
+        assert all(torch.equal(x_bpd, stored_npd[indices]) for indices, x_bpd in of_run)
+        del stored, batches, of_run
 
 
 def test_columns_and_names_come_along(write):

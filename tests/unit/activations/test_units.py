@@ -11,6 +11,7 @@ from mis_lab.activations.units import (
     RandomDirections,
     aggregate,
     image_activations,
+    image_slices,
     permute_images,
 )
 
@@ -63,6 +64,26 @@ def test_image_activations_cover_the_store_in_order(write, monkeypatch):
     chunks = list(image_activations(write(x_npd), Neurons(6), ImageActivation.max))
     assert [list(indices) for indices, _ in chunks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert torch.equal(torch.cat([a_bu for _, a_bu in chunks]), x_npd.amax(1))
+
+
+@pytest.mark.parametrize("n_slices", [1, 2, 3, 4, 9])
+def test_slices_cover_the_store_in_chunks_of_the_whole(write, monkeypatch, n_slices):
+    monkeypatch.setattr("mis_lab.activations.units.CHUNK_NUMBERS", 4 * 6 * 3)
+    stored, source = write(torch.randn(11, 4, 6)), Neurons(6)
+    slices = image_slices(stored, source, n_slices)
+    assert len(slices) == min(n_slices, 4)
+    assert all(len(images) for images in slices)
+    parts = [chunk for images in slices for chunk in image_activations(stored, source, images=images)]
+    whole = list(image_activations(stored, source))
+    assert [indices for indices, _ in parts] == [indices for indices, _ in whole]
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(parts, whole, strict=True))
+
+
+@pytest.mark.parametrize("images", [range(1, 6), range(0, 4), range(0, 6, 3)])
+def test_a_slice_across_chunks_is_a_bug(write, monkeypatch, images):
+    monkeypatch.setattr("mis_lab.activations.units.CHUNK_NUMBERS", 4 * 6 * 3)
+    with pytest.raises(ValueError, match="does not begin and end where chunks of 3 images do"):
+        next(image_activations(write(torch.randn(11, 4, 6)), Neurons(6), images=images))
 
 
 def test_permuting_images_keeps_each_units_values_and_nothing_else():

@@ -75,6 +75,14 @@ def test_floats_written_differently_have_one_key_but_an_integer_is_another() -> 
     assert content_key({"lr": 1}) != content_key({"lr": 1.0})
 
 
+def test_names_in_a_tuple_are_plain_and_no_enum_passes_for_one() -> None:
+    class Word(str, Enum):
+        a = "x"
+
+    assert plain(("b", "c")) == ["b", "c"]
+    assert plain(["b", Word.a]) == ["b", "a"]
+
+
 def test_numbers_that_json_lacks() -> None:
     assert len({content_key(number) for number in (float("inf"), float("-inf"), float("nan"), 0.0)}) == 4
 

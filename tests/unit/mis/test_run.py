@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from mis_lab.activations.config import ImageActivation
-from mis_lab.activations.pools import gather
+from mis_lab.activations.pools import gather_part
 from mis_lab.activations.shards import ActivationWriter, StoredActivations
-from mis_lab.activations.units import Neurons, RandomDirections
+from mis_lab.activations.units import Neurons, RandomDirections, image_slices
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import content_key
+from mis_lab.core.tensors import read_tensors, write_tensors
 from mis_lab.metric.base import Embedding
 from mis_lab.mis.compare import compare
 from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
-from mis_lab.mis.run import require_ids, sample_units, score_units
+from mis_lab.mis.run import pool_part, require_ids, sample_units, score_units
 from mis_lab.mis.score import measure_temperature
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
@@ -57,15 +58,15 @@ CONFIG = MisConfig(n_explanations=3, n_tasks=6, min_tasks=3, n_bootstrap=50)
 
 
 def assert_same(mine: UnitScores, whole: UnitScores, rows) -> None:
-    """Ids equal to the bit, numbers as far as sums of other lengths allow."""
+    """Equal to the bit."""
     assert mine.units.tolist() == whole.units[rows].tolist()
     for negatives, result in mine.by_negatives.items():
         expected = whole.of(negatives)
         assert torch.equal(result.status, expected.status[rows])
         assert all(torch.equal(one, two[rows]) for one, two in zip(result.tasks, expected.tasks, strict=True))
-        torch.testing.assert_close(result.margins, expected.margins[rows], rtol=0, atol=1e-12, equal_nan=True)
+        np.testing.assert_array_equal(result.margins, expected.margins[rows])
         for one, two in zip(result.scores, expected.scores, strict=True):
-            np.testing.assert_allclose(np.array(one), np.array(two)[:, rows], rtol=0, atol=1e-12)
+            np.testing.assert_array_equal(np.array(one), np.array(two)[:, rows])
 
 
 def test_neurons_that_see_a_cluster_are_told_from_noise_and_from_dead_ones(stored, embedding, tmp_path):
@@ -125,6 +126,57 @@ def test_chunks_and_order_of_units_change_no_task(stored, embedding, clusters, o
         assert some.unit_names == [f"neuron {unit}" for unit in units]
     other = score_units(stored, Neurons(SITE.width), embedding, config, 1, classes=clusters)
     assert not torch.equal(other.of("random").tasks.query_negative, whole.of("random").tasks.query_negative)
+
+
+@pytest.mark.parametrize("options", [{}, {"one_per_group": True}, {"protocol": Protocol.quantile}], ids=str)
+@pytest.mark.parametrize("gram", [True, False], ids=["gram", "rows"])
+def test_jobs_for_images_and_for_units_score_as_one_job_does(
+    stored, embedding, embedding_of, clusters, tmp_path, monkeypatch, options, gram
+):
+    monkeypatch.setattr("mis_lab.activations.units.LARGEST_CHUNK", 16)
+    config, source = replace(CONFIG, **options), Neurons(SITE.width)
+    if not gram:
+        rows = np.random.default_rng(3).standard_normal((N_CLUSTERS, 24))[clusters]
+        embedding = replace(embedding_of(rows), ids=stored.ids)
+    whole = score_units(stored, source, embedding, config, 0)
+
+    for number, images in enumerate(image_slices(stored, source, 3)):
+        write_tensors(tmp_path / str(number), pool_part(stored, source, config, 0, images=images).state())
+    merged = pool_part(stored, source, config, 0, images=range(0))
+    for number in (2, 0, 1):
+        merged.merge(read_tensors(tmp_path / str(number)))
+    pools = merged.result()
+    folders = []
+    for units in (range(5, 12), [3], range(3), [4]):
+        of_units = pools.of_units(units)
+        part = score_units(stored, source, embedding, config, 0, units=units, pools=of_units)
+        part.write(tmp_path / str(units))
+        folders.append(tmp_path / str(units))
+    together = UnitScores.concatenate([UnitScores.read(folder) for folder in folders])
+    order = [5, 6, 7, 8, 9, 10, 11, 3, 0, 1, 2, 4]
+    assert_same(together, whole, order)
+    assert together.unit_names == [f"neuron {unit}" for unit in order]
+    assert together.settings == whole.settings
+    assert torch.equal(together.n_active, whole.n_active[order])
+
+
+def test_pools_of_other_units_or_of_part_of_the_images_are_refused(stored, embedding, monkeypatch):
+    monkeypatch.setattr("mis_lab.activations.units.LARGEST_CHUNK", 16)
+    source = Neurons(SITE.width)
+    part = pool_part(stored, source, CONFIG, 0, images=range(0, 160)).result()
+    with pytest.raises(DataError, match="24 of 160 images for 12 units; 24 of 300 for 12 are needed"):
+        score_units(stored, source, embedding, CONFIG, 0, pools=part)
+    whole = pool_part(stored, source, CONFIG, 0).result()
+    with pytest.raises(DataError, match="24 of 300 images for 12 units; 24 of 300 for 2 are needed"):
+        score_units(stored, source, embedding, CONFIG, 0, units=[1, 2], pools=whole)
+    with pytest.raises(DataError, match="24 of 300 images for 12 units; 28 of 300 for 12 are needed"):
+        score_units(stored, source, embedding, replace(CONFIG, n_tasks=7), 0, pools=whole)
+    without = pool_part(stored, source, CONFIG, 0).result(random=False)
+    with pytest.raises(DataError, match="the pools have no random images"):
+        score_units(stored, source, embedding, CONFIG, 0, pools=without)
+    config = replace(CONFIG, negatives=[Negatives.bottom])
+    found = score_units(stored, source, embedding, config, 0, pools=without)
+    assert_same(found, score_units(stored, source, embedding, CONFIG, 0), slice(None))
 
 
 def settings_of(stored, embedding, classes=None, **options):
@@ -198,9 +250,9 @@ def test_the_gatherer_is_asked_for_what_tasks_need(stored, embedding, monkeypatc
 
     def spy(*args, **kwargs):
         asked.update(size=args[2], **kwargs)
-        return gather(*args, **kwargs)
+        return gather_part(*args, **kwargs)
 
-    monkeypatch.setattr("mis_lab.mis.run.gather", spy)
+    monkeypatch.setattr("mis_lab.mis.run.gather_part", spy)
     config = replace(CONFIG, one_per_group=True, image_activation=ImageActivation.max)
     scores = score_units(stored, Neurons(SITE.width), embedding, config, 0)
     assert (asked["size"], asked["per_group"], asked["permute_seed"]) == (24, 6, None)

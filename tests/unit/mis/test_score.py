@@ -89,8 +89,36 @@ def test_margins_are_the_definition_written_out(embedding_of, gram, k):
 def test_margins_do_not_depend_on_the_chunks_that_tasks_are_summed_in(embedding_of, monkeypatch):
     tasks, embedding = some_tasks(50, 2, 30, 20), embedding_of(np.random.default_rng(1).standard_normal((50, 16)))
     whole = margins(tasks, embedding)
-    monkeypatch.setattr("mis_lab.mis.score.CHUNK", 16 * 7)
-    np.testing.assert_allclose(margins(tasks, embedding), whole, rtol=0, atol=1e-6)
+    for chunk in (1, 7, 19):
+        monkeypatch.setattr("mis_lab.mis.score.CHUNK", 16 * chunk)
+        assert torch.equal(margins(tasks, embedding), whole)
+
+
+def test_no_bit_of_a_margin_depends_on_the_tasks_beside_it_or_on_the_threads(embedding_of):
+    embedding = embedding_of(np.random.default_rng(1).standard_normal((50, 40_000)))
+    tasks, threads = some_tasks(50, 1, 5, 3), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # the sum of one row of 40,000 products is then split
+        whole = margins(tasks, embedding)
+        for size in (1, 2, 3):
+            parts = [Tasks(*(side[:, at : at + size] for side in tasks[:4]), tasks.n_tasks) for at in range(0, 5, size)]
+            assert torch.equal(torch.cat([margins(part, embedding) for part in parts], 1), whole)
+        torch.set_num_threads(1)
+        assert torch.equal(margins(tasks, embedding), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 5, 20, 100])
+def test_no_bit_of_a_score_depends_on_how_many_units_are_scored(n_tasks):
+    delta = np.random.default_rng(7).normal(0.1, 0.2, (23, n_tasks)) * np.logspace(-6, 6, 23)[:, None]
+    delta[4] = 0
+    together = scored(delta)
+    for size in (1, 3, 6, 22):
+        parts = [scored(delta[at : at + size]) for at in range(0, 23, size)]
+        for name, whole in together._asdict().items():
+            found = np.concatenate([np.array(getattr(part, name)) for part in parts], 1)
+            np.testing.assert_array_equal(found, np.array(whole))
 
 
 @FORMS
@@ -259,7 +287,7 @@ def test_intervals_do_not_depend_on_the_units_scored_beside():
     for row in range(5):
         alone = scored(delta[row : row + 1], n_tasks=n_tasks[row : row + 1])
         for one, whole in zip(alone, together, strict=True):
-            np.testing.assert_allclose(np.ravel(one), np.array(whole)[:, row], rtol=1e-12)
+            np.testing.assert_array_equal(np.ravel(one), np.array(whole)[:, row])
     other = scored(delta, n_tasks=n_tasks, seed=1)
     assert (other.soft.low[:1] != together.soft.low[:1]).all()
     assert (other.soft.estimate[:1] == together.soft.estimate[:1]).all()

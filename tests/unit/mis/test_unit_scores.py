@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from mis_lab.core.errors import StoreError
+from mis_lab.core.errors import ConfigError, DataError, StoreError
 from mis_lab.core.intervals import Interval
 from mis_lab.mis.score import Scores
 from mis_lab.mis.tasks import Tasks
@@ -118,3 +118,37 @@ def test_units_can_be_left_out(scores: UnitScores) -> None:
         assert torch.equal(result.status, whole.status[[0, 2]])
         assert all(torch.equal(one, two[[0, 2]]) for one, two in zip(result.tasks, whole.tasks, strict=True))
         np.testing.assert_array_equal(result.scores.soft.low, whole.scores.soft.low[[0, 2]])
+
+
+def test_parts_of_the_units_are_put_together_in_their_order(scores):
+    other = replace(scores, units=scores.units + 100, unit_names=[f"{name} more" for name in scores.unit_names])
+    both = UnitScores.concatenate([other, scores])
+    assert both.units.tolist() == [*other.units.tolist(), *scores.units.tolist()]
+    assert both.unit_names == other.unit_names + scores.unit_names
+    assert (both.settings, both.seed, both.image_ids) == (scores.settings, scores.seed, scores.image_ids)
+    for negatives, result in both.by_negatives.items():
+        part = scores.of(negatives)
+        np.testing.assert_array_equal(result.margins, torch.cat([part.margins] * 2))
+        assert all(torch.equal(one, torch.cat([two] * 2)) for one, two in zip(result.tasks, part.tasks, strict=True))
+        for one, two in zip(result.scores, part.scores, strict=True):
+            np.testing.assert_array_equal(np.array(one), np.concatenate([np.array(two)] * 2, 1))
+    np.testing.assert_array_equal(UnitScores.concatenate([scores]).of("random").margins, scores.of("random").margins)
+
+
+def test_parts_that_do_not_belong_together_say_why(scores):
+    other = replace(scores, units=scores.units + 100)
+    for changes, words in (
+        ({"site": "elsewhere"}, r"differ in site\."),
+        ({"seed": 9, "kind": "neurone"}, "differ in kind of units, seed"),
+        ({"image_ids": [*scores.image_ids[1:], scores.image_ids[0]]}, "differ in images"),
+        ({"by_negatives": {}}, "differ in negatives"),
+        (
+            {"settings": replace(scores.settings, n_tasks=77)},
+            r"cannot be compared: they differ in n_tasks \(\d+ and 77",
+        ),
+        ({"settings": replace(scores.settings, classes="others")}, "differ in classes"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            UnitScores.concatenate([scores, replace(other, **changes)])
+    with pytest.raises(DataError, match=rf" 0 of {scores.site} is in two parts of the scores \(3 are\)"):
+        UnitScores.concatenate([other, scores, scores])
