@@ -23,8 +23,8 @@ from mis_lab.model.hooks import Hook, evaluating, hooked
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
 
-# Beyond rounding: how far the target may move when the batch goes through the network in another company.
-SAME = 1e-3
+# Of the largest number at the target, in units of rounding: how far vectors may differ between batch sizes.
+ROUNDING = 100
 
 
 class _TargetReached(BaseException):
@@ -132,8 +132,8 @@ class Segment:
             return start
         if again_bpd.shape != start.target_bpd.shape:
             return start
-        size = float(start.target_bpd.abs().max())
-        return one if torch.allclose(again_bpd, start.target_bpd, rtol=SAME, atol=SAME * size) else start
+        allowed = ROUNDING * torch.finfo(again_bpd.dtype).eps * start.target_bpd.abs().max()
+        return one if bool((again_bpd - start.target_bpd).abs().max() <= allowed) else start
 
     def run(self, start: Start, x_bpd: Tensor) -> Tensor:
         """Vectors of the target (n·B, P, D) with those of the source set to `x_bpd`.
