@@ -111,7 +111,7 @@ def link_edges(
 ) -> LinkEdges:
     """Edges between chosen nodes of the two sites of `link`.
 
-    Memory: B·U·T numbers beside the activations of the segment.
+    Memory: B·U·T numbers beside the activations of the segment, and B·P·F for exact edges into an error node.
 
     Args:
         nodes: of one kind, at both sites at least.
@@ -154,7 +154,8 @@ def link_edges(
 def choose(method: EdgeMethod, n_sources: int, n_targets: int) -> EdgeMethod:
     """``auto`` becomes ``vjp`` unless that takes more passes: one a downstream node against one an upstream node.
 
-    A backward pass that ends at activations takes as many multiplications as a forward pass.
+    A backward pass that ends at activations takes as many multiplications as a forward pass; that ``exact`` also
+    encodes the target anew each time is why equal numbers go to ``vjp``.
     """
     if method is not EdgeMethod.auto:
         return method

@@ -103,17 +103,20 @@ class TargetEnd:
         self.features = chosen[self.is_feature]
         self.y_bpd, self.gradient_bpd = y_bpd, gradient_bpd
         self.weight_bpt = gradient_bpd @ atoms_of(self.dictionary, self.features).T
+        # ⟨gradient, e⟩ = ⟨gradient, y⟩ − Σ_k ⟨gradient, atom_k⟩·f_k − constant: no reconstruction is needed.
+        wants_error = len(self.features) < len(chosen)
+        self.projected_bpf = self.dictionary.project(gradient_bpd) if wants_error else None
         self.n_at_once = n_images_at_once(self.dictionary, y_bpd.shape[1])
-        parts = [self._nodes(y) for y in y_bpd.split(self.n_at_once)]
-        self.codes_bpt = torch.cat([codes for codes, _ in parts])
-        self.error_bpd = torch.cat([error for _, error in parts])
+        images = torch.arange(len(y_bpd), device=y_bpd.device)
+        parts = [self._told(y_bpd[rows], rows) for rows in images.split(self.n_at_once)]
+        self.codes_bpt, self.told_bp = (torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _nodes(self, y_bpd: Tensor) -> tuple[Tensor, Tensor]:
-        """Chosen codes (B, P, T), and the error (B, P, D), of no positions where it is not chosen."""
+    def _told(self, y_bpd: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Chosen codes (B, P, T), and (B, P) what all features say of ⟨gradient, y⟩; 0 where nobody asks."""
         codes = self.dictionary.encode(y_bpd)
-        if bool(self.is_feature.all()):
-            return codes[..., self.features], y_bpd[:, :0]
-        return codes[..., self.features], y_bpd - self.dictionary.combine(codes) - self.dictionary.offset
+        if self.projected_bpf is None:
+            return codes[..., self.features], codes.new_zeros(codes.shape[:2])
+        return codes[..., self.features], (codes * self.projected_bpf[image]).sum(2)
 
     @torch.no_grad()
     def lost(self, moved_bpd: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,16 +125,14 @@ class TargetEnd:
         Args:
             moved_bpd: (n·B, P, D), the site's vectors with something upstream ablated.
         """
-        n_images = len(self.y_bpd)
         found, whole = moved_bpd.new_zeros(len(moved_bpd), len(self.is_feature)), moved_bpd.new_zeros(len(moved_bpd))
         for rows in torch.arange(len(moved_bpd), device=moved_bpd.device).split(self.n_at_once):
-            image = rows % n_images
-            codes, error = self._nodes(moved_bpd[rows])
-            gradient = self.gradient_bpd[image]
+            image = rows % len(self.y_bpd)
+            codes, told_bp = self._told(moved_bpd[rows], image)
+            whole_bp = ((self.y_bpd[image] - moved_bpd[rows]) * self.gradient_bpd[image]).sum(2)
+            whole[rows] = whole_bp.sum(1)
             of_features = ((self.codes_bpt[image] - codes) * self.weight_bpt[image]).sum(1)
+            of_error = (whole_bp - (self.told_bp[image] - told_bp)).sum(1)
+            found[rows] = torch.where(self.is_feature, 0, of_error[:, None])
             found[rows[:, None], self.is_feature.nonzero().T] = of_features
-            if not bool(self.is_feature.all()):
-                of_error = ((self.error_bpd[image] - error) * gradient).sum((1, 2))
-                found[rows[:, None], (~self.is_feature).nonzero().T] = of_error[:, None]
-            whole[rows] = ((self.y_bpd[image] - moved_bpd[rows]) * gradient).sum((1, 2))
         return found, whole
