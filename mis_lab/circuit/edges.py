@@ -127,7 +127,7 @@ def link_edges(
 
     Raises:
         ConfigError: when a node does not exist, the target does not depend on the source, or a path is given
-            where edges are exact.
+            where edges are exact or sites stopped.
         DataError: without images, or when a weight is not finite.
     """
     of_link = {site.path: chosen[site.path].cpu() for site in (link.source, link.target)}
@@ -137,6 +137,8 @@ def link_edges(
     method = EdgeMethod.vjp if path and method is EdgeMethod.auto else choose(method, len(sources), len(targets))
     if path and method is EdgeMethod.exact:
         raise ConfigError("exact edges have no path", fix="Use vjp, or leave the path out.")
+    if path and link.stopped:
+        raise ConfigError("edges past stopped sites are taken at the image, not along a path")
     work = _Work(problem, nodes, link, sources, targets)
     name = f"circuit edges {link.source.path} → {link.target.path}"
     with torch.inference_mode(False), Segment(problem.model, *link) as segment:

@@ -511,6 +511,9 @@ def test_wrong_nodes_sites_and_numbers_are_told(make_toy) -> None:
         edges_of(toy, chosen=both, link=Link(*reversed(toy.problem.sites)))
     with pytest.raises(ConfigError, match="exact edges have no path"):
         edges_of(toy, chosen=both, method=EdgeMethod.exact, path=RULES[Quadrature.midpoint](2))
+    stopped = Link(*toy.problem.sites, (Site("2", "bchw", 7, 9, (3, 3)),))
+    with pytest.raises(ConfigError, match="not along a path"):
+        edges_of(toy, chosen=both, link=stopped, path=RULES[Quadrature.midpoint](2))
     with pytest.raises(DataError, match="no images"):
         edges_of(toy, images=[], targets_n=toy.targets_n[:0])
     images = [batch.clone() for batch in toy.images]
