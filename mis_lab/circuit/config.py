@@ -21,6 +21,20 @@ class EffectMethod(Enum):
     ig_inputs = 1
 
 
+class EdgeMethod(Enum):
+    """How edges are estimated.
+
+    vjp: the derivative at the image, one backward pass a downstream node.
+    exact: the upstream node is ablated and the network run on to the downstream site, one forward pass a node;
+        sees features that switch on.
+    auto: whichever takes fewer passes.
+    """
+
+    vjp = 0
+    exact = 1
+    auto = 2
+
+
 class Baseline(Enum):
     """What an ablated node becomes: zero, or its mean over the discovery images (per position for tokens)."""
 

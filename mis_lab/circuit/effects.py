@@ -65,13 +65,7 @@ def ig_inputs(
     problem: Problem, batch: CleanBatch, node_sets: Mapping[str, NodeSet], path: InputPath
 ) -> dict[str, Contributions]:
     """The gradient averaged along the input path: one pass a step for all sites at once."""
-    start = path.start.to(batch.images_bchw)
-    mean = {site_path: torch.zeros_like(x_bpd) for site_path, x_bpd in batch.vectors.items()}
-    for alpha, weight in zip(*path.rule, strict=True):
-        images_bchw = torch.lerp(start.expand_as(batch.images_bchw), batch.images_bchw, alpha)
-        for site_path, gradient_bpd in site_gradients(problem, images_bchw, batch.targets_b).items():
-            mean[site_path].add_(gradient_bpd, alpha=weight)
-    return contract(node_sets, batch.vectors, mean)
+    return contract(node_sets, batch.vectors, input_path_gradients(problem, batch.images_bchw, batch.targets_b, path))
 
 
 METHODS: dict[EffectMethod, Method] = {EffectMethod.atp: atp, EffectMethod.ig_inputs: ig_inputs}
@@ -194,6 +188,19 @@ def site_gradients(problem: Problem, images_bchw: Tensor, targets_b: Tensor) -> 
             )
         gradients[path] = gradient
     return gradients
+
+
+def input_path_gradients(
+    problem: Problem, images_bchw: Tensor, targets_b: Tensor, path: InputPath
+) -> dict[str, Tensor]:
+    """Mean of :func:`site_gradients` along the input path, (B, P, D) at every site."""
+    start = path.start.to(images_bchw)
+    mean: dict[str, Tensor] = {}
+    for alpha, weight in zip(*path.rule, strict=True):
+        step_bchw = torch.lerp(start.expand_as(images_bchw), images_bchw, alpha)
+        for site_path, gradient_bpd in site_gradients(problem, step_bchw, targets_b).items():
+            mean[site_path] = mean.get(site_path, torch.zeros_like(gradient_bpd)).add_(gradient_bpd, alpha=weight)
+    return mean
 
 
 def contract(

@@ -229,7 +229,11 @@ class Sae(Autoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (..., F) of raw activations (..., D)."""
-        return self.activation(F.linear(self.normalise(x) - self.centre, self.W_enc, self.b_enc))
+        return self.activation(self.pre_activations(x))
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """What :meth:`activation` gets, (..., F), of raw activations (..., D)."""
+        return F.linear(self.normalise(x) - self.centre, self.W_enc, self.b_enc)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Raw activations (..., D) of codes (..., F): ``codes @ dictionary + offset``."""

@@ -180,6 +180,12 @@ def make_toy() -> Callable[..., Toy]:
     return build_toy
 
 
+@pytest.fixture
+def make_sae() -> Callable[..., nn.Module]:
+    """:func:`trained_sae`."""
+    return trained_sae
+
+
 @pytest.fixture(params=["relu", "before_relu", "tokens"])
 def nonlinear(request: pytest.FixtureRequest) -> str:
     """Names of the networks that are not linear."""
