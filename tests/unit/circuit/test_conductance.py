@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from captum.attr import LayerConductance, NeuronConductance
-from torch import Tensor, nn
+from torch import Tensor
 
 from mis_lab.circuit.attribution import InputPath, gradient_pass
 from mis_lab.circuit.baselines import SiteNodes, mean_image
@@ -41,39 +39,20 @@ def test_is_the_sum_over_steps_node_by_node(make_toy, nonlinear, sae) -> None:
         torch.testing.assert_close(found[path].per_image, expected[path], rtol=1e-9, atol=1e-12)
 
 
-class Leaves(nn.Module):
-    """A toy of maps, with a site's features and error each behind a module of its own."""
-
-    def __init__(self, toy, path: str) -> None:
-        super().__init__()
-        plain = copy.deepcopy(toy.module)
-        for module in (1, 3):
-            plain[module] = nn.ReLU()
-        self.before, self.after, self.sae = plain[: int(path) + 1], plain[int(path) + 1 :], toy.saes[path]
-        self.features, self.error = nn.Identity(), nn.Identity()
-
-    def forward(self, images_bchw: Tensor) -> Tensor:
-        maps = self.before(images_bchw)
-        x_bpd = maps.flatten(2).transpose(1, 2)
-        codes = self.sae.encode(x_bpd)
-        codes, error = self.features(codes), self.error(x_bpd - self.sae.decode(codes))
-        return self.after((self.sae.decode(codes) + error).transpose(1, 2).unflatten(2, maps.shape[2:]))
-
-
 @pytest.mark.parametrize("path", ["1", "3"])
-def test_is_the_mean_of_captums_layer_conductance_there_and_back(make_toy, path) -> None:
+def test_is_the_mean_of_captums_layer_conductance_there_and_back(make_toy, splice, path) -> None:
     # Captum takes the gradient at the beginning of each step; on the way back that is its end.
     toy = make_toy("relu")
-    leaves = Leaves(toy, path)
+    spliced = splice(toy, path)
     start = toy.all_images.mean(0, keepdim=True).expand_as(toy.all_images)
     expected = []
-    for layer in (leaves.features, leaves.error):
-        captum = LayerConductance(leaves, layer)
-        options = {"target": toy.targets_n, "n_steps": 6, "method": "riemann_trapezoid"}
+    for layer in (spliced.features, spliced.error):
+        captum = LayerConductance(spliced, layer)
+        options = {"target": toy.targets_n, "n_steps": 8, "method": "riemann_trapezoid"}
         there = captum.attribute(toy.all_images, start, **options)
         back = captum.attribute(start, toy.all_images, **options)
         expected.append((there - back).detach() / 2)
-    found = effects_of(toy, n_steps=6)["feature"][path].per_image
+    found = effects_of(toy, n_steps=8)["feature"][path].per_image
     torch.testing.assert_close(found[:, :-1], expected[0].sum(1), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found[:, -1], expected[1].sum((1, 2)), rtol=1e-9, atol=1e-12)
 
@@ -82,34 +61,35 @@ def test_captums_neuron_conductance_of_all_inputs_converges_to_it(make_toy) -> N
     toy = make_toy("tokens")
     start = toy.all_images.mean(0, keepdim=True).expand_as(toy.all_images)
     captum = NeuronConductance(toy.module, toy.module.block)
-    found = effects_of(toy, n_steps=256)["neuron"]["block"].per_image
-    for neuron in range(3):
+    found = effects_of(toy, n_steps=64)["neuron"]["block"].per_image
+    for neuron in (0, 4):
         options = {"target": toy.targets_n, "n_steps": 24, "method": "gausslegendre"}
         expected = sum(
             captum.attribute(toy.all_images, (position, neuron), start, **options).sum((1, 2, 3))
             for position in range(9)
         )
-        torch.testing.assert_close(found[:, neuron], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[:, neuron], expected, rtol=0, atol=1e-4)
 
 
 def test_every_site_sums_to_the_same_change_from_the_paths_start(make_toy, nonlinear, kind) -> None:
     toy = make_toy(nonlinear)
+    toy.images = [toy.all_images]
     start = mean_image(toy.images)
     starting = toy.problem.values(start.expand_as(toy.all_images), toy.targets_n)
     change = float((toy.clean()[0] - starting).mean())
     sums = []
-    for found in effects_of(toy, n_steps=512)[kind].values():
+    for found in effects_of(toy, n_steps=100)[kind].values():
         assert found.change == pytest.approx(change, rel=1e-10)
-        assert found.attribution_gap < (1e-4 if nonlinear == "tokens" else 2e-2)
+        assert found.attribution_gap < (1e-4 if nonlinear == "tokens" else 3e-2)
         sums.append(found.effect_sum)
-    assert sums[0] == pytest.approx(sums[1], rel=2e-2)
+    assert sums[0] == pytest.approx(sums[1], rel=6e-2)
 
 
 def test_with_a_counterfactual_image_it_sums_to_ablating_against_that_image(make_toy, nonlinear) -> None:
     toy = make_toy(nonlinear)
     other = toy.images[2][:1]
     ablated = toy.problem.observe(other, toy.targets_n[:1]).vectors
-    found = effects_of(toy, n_steps=64, start=other[0])["neuron"]
+    found = effects_of(toy, n_steps=2, start=other[0])["neuron"]
     for path, nodes in toy.node_sets["neuron"].items():
         x_pd = ablated[path][0].clone()
         toy.node_sets["neuron"][path] = SiteNodes(nodes.dictionary, x_pd, nodes.error, x_pd)
@@ -119,33 +99,26 @@ def test_with_a_counterfactual_image_it_sums_to_ablating_against_that_image(make
         assert found[path].change == pytest.approx(float(change), rel=1e-10)
 
 
-def test_a_feature_that_is_on_in_the_middle_of_the_path_only_counts(make_toy) -> None:
-    toy = make_toy("linear")
-    images = torch.stack([toy.images[0][0], -toy.images[0][0]])  # the mean image is zero: codes peak between the ends
-    toy.images, toy.targets_n = [images[:1]], toy.targets_n[:1]
-    sae = toy.saes["3"]
-    x_start, x_end = (toy.problem.observe(image[None], toy.targets_n).vectors["3"] for image in (images[1], images[0]))
-    inside = ((x_start + x_end) / 2)[0]
-    with torch.no_grad():  # fires near the vectors of the middle, at no end: relu(1 − |distance along the path|)
-        direction = (x_end - x_start)[0]
-        sae.W_dec[1] = torch.ones(7)
-        sae.W_enc[1] = 0
-        sae.b_enc[1] = 0
+def test_a_feature_that_is_on_in_the_middle_of_the_path_only_counts(make_toy, monkeypatch) -> None:
+    toy = make_toy("relu")
+    toy.images, toy.targets_n = [toy.images[0][:1]], toy.targets_n[:1]
+    toy.node_sets = {"feature": {"1": toy.node_sets["feature"]["1"]}}
+    sae, start = toy.saes["1"], torch.randn(3, 6, 6, dtype=torch.float64)
+    at_start = toy.problem.observe(start[None], toy.targets_n).vectors["1"]
+    at_end = toy.problem.observe(toy.images[0], toy.targets_n).vectors["1"]
     encode = sae.encode
 
-    def with_bump(x_bpd: Tensor) -> Tensor:
+    def with_bump(x_bpd: Tensor) -> Tensor:  # feature 0 is otherwise dead
         codes = encode(x_bpd).clone()
-        along = ((x_bpd - inside) * direction).sum((-1, -2)) / direction.square().sum()
-        codes[..., 1] = (0.25 - along.abs()).clamp(min=0)[..., None]
+        codes[..., 0] = (x_bpd - at_start).norm(dim=-1) * (x_bpd - at_end).norm(dim=-1)
         return codes
 
-    sae.encode = with_bump
-    toy.node_sets = {"feature": {"3": toy.node_sets["feature"]["3"]}}
-    found = effects_of(toy, n_steps=8, start=images[1])["feature"]["3"].per_image
-    assert with_bump(x_start)[..., 1].abs().max() == with_bump(x_end)[..., 1].abs().max() == 0
-    # In a linear network the gradient is constant: what goes up comes down.
-    assert found[0, 1].abs() < 1e-12
-    assert found[0, 2:].abs().max() > 1e-3
+    monkeypatch.setattr(sae, "encode", with_bump)
+    assert not with_bump(at_start)[..., 0].any()
+    assert not with_bump(at_end)[..., 0].any()
+    found = effects_of(toy, n_steps=8, start=start)["feature"]["1"]
+    assert found.per_image[0, 0].abs() > 1e-3
+    assert found.per_image[0, 1] == 0, "the other dead feature"
 
 
 @pytest.mark.parametrize("rule", Quadrature)

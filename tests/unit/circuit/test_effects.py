@@ -23,7 +23,6 @@ from mis_lab.circuit.quadrature import RULES
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.model.sites import Site
 
-
 # What estimates ablation, node by node; conductance starts elsewhere, and the absolute form has no sign.
 OF_ABLATION = [EffectMethod.atp, EffectMethod.ig_inputs, EffectMethod.ig, EffectMethod.exact]
 
@@ -33,25 +32,6 @@ def effects_of(toy, method: EffectMethod, rule=Quadrature.midpoint, n_steps: int
     images = toy.images if images is None else images
     targets_n = toy.targets_n if targets_n is None else targets_n
     return node_effects(toy.problem, toy.node_sets, images, targets_n, method, path)
-
-
-class Spliced(nn.Module):
-    """A two-site network of maps with one site written as features and error, each behind a module of its own."""
-
-    def __init__(self, toy, path: str) -> None:
-        super().__init__()
-        cut = int(path) + 1
-        self.before, self.after, self.sae = toy.module[:cut], toy.module[cut:], toy.saes[path]
-        self.features, self.error = nn.Identity(), nn.Identity()
-
-    def forward(self, images_bchw: Tensor) -> Tensor:
-        maps = self.before(images_bchw)
-        x_bpd = maps.flatten(2).transpose(1, 2)
-        codes = self.sae.encode(x_bpd)
-        error = (x_bpd - self.sae.decode(codes)).detach()
-        # As features and error are nodes, neither may pass on a gradient through the other.
-        codes, error = self.features(codes.detach().requires_grad_()), self.error(error.requires_grad_())
-        return self.after((self.sae.decode(codes) + error).transpose(1, 2).unflatten(2, maps.shape[2:]).clone())
 
 
 # A2 and A3: where the network is linear from the site on, every estimate is exact ablation.
@@ -190,9 +170,9 @@ def test_sites_do_not_disturb_each_other(make_toy, nonlinear, kind) -> None:
 
 
 @pytest.mark.parametrize("path", ["1", "3"])
-def test_atp_with_zero_baseline_is_captums_gradient_times_activation(make_toy, path) -> None:
+def test_atp_with_zero_baseline_is_captums_gradient_times_activation(make_toy, splice, path) -> None:
     toy = make_toy("relu", baseline=zero)
-    spliced = Spliced(toy, path)
+    spliced = splice(toy, path)
     captum = LayerGradientXActivation(spliced, [spliced.features, spliced.error])
     features, error = captum.attribute(toy.all_images, target=toy.targets_n)
     expected = torch.cat([features.sum(1), error.sum((1, 2))[:, None]], dim=1)

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 import torch
 from captum.attr import FeatureAblation
@@ -17,8 +15,10 @@ from mis_lab.circuit.config import EffectMethod, Quadrature
 from mis_lab.circuit.effects import node_effects
 from mis_lab.circuit.methods import exact
 from mis_lab.circuit.methods.exact import exact_effects
+from mis_lab.circuit.objectives import Problem, logit
 from mis_lab.circuit.quadrature import RULES
 from mis_lab.core.errors import DataError
+from mis_lab.model.sites import Site
 
 
 def effects_of(toy, images=None):
@@ -115,9 +115,6 @@ class Around(nn.Module):
 
 
 def test_a_site_inside_a_residual_block_works_as_well(make_toy, as_model, kind) -> None:
-    from mis_lab.circuit.objectives import Problem, logit
-    from mis_lab.model.sites import Site
-
     toy = make_toy("relu")
     toy.problem = Problem(as_model(Around().double()), (Site("inner", "bchw", 5, 36, (6, 6)),), logit)
     toy.saes = {"inner": toy.saes["1"]}
@@ -138,13 +135,3 @@ def test_without_images_there_is_nothing_to_ablate_on(make_toy) -> None:
     toy = make_toy("relu")
     with pytest.raises(DataError, match="no images to ablate nodes on"):
         exact_effects(toy.problem, toy.node_sets["neuron"], [], toy.targets_n[:0], {"1": torch.tensor([0])})
-
-
-def test_both_kinds_of_a_site_agree_where_they_have_one_node(make_toy) -> None:
-    # The whole site ablated in one go is the only node that features and neurons share: with one neuron alone.
-    toy = make_toy("linear")
-    sums = {kind: effects_of(toy)[kind] for kind in ("feature", "neuron")}
-    for path in ("1", "3"):
-        pairs = (sums[kind][path].per_image.sum(1) for kind in sums)
-        torch.testing.assert_close(*pairs, rtol=1e-9, atol=1e-10)
-    assert [*product(sums, ("1", "3"))]
