@@ -146,9 +146,7 @@ def node_effects(
                 only = {site_path: nodes}
                 without = start if estimate.from_start else ablations(only, nothing_kept(only))
                 with torch.inference_mode():
-                    change_b = batch.objective_b - problem.values(
-                        images_bchw, targets_b, {site_path: without[site_path]}
-                    )
+                    ablated_b = problem.values(images_bchw, targets_b, {site_path: without[site_path]})
                     live_n, n_active_n = _activity(nodes, batch.vectors[site_path])
                 tallies[kind][site_path].update(effects_bn, batch.objective_b - ablated_b, live_n, n_active_n)
     return {
