@@ -258,6 +258,7 @@ def test_every_peer_says_what_it_is(sae: Callable[[str], Any]) -> None:
 # ---- circuits
 
 
+@pytest.mark.slow
 def test_effects_are_those_of_captum_and_of_loops(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with importable(SAE), importable(BENCHMARKS / "circuit"):
         effects = importlib.import_module("effects")
