@@ -253,3 +253,20 @@ def test_every_peer_says_what_it_is(sae: Callable[[str], Any]) -> None:
     architectures = {name.partition("/")[2].partition(":")[0] for name in peers}
     assert architectures <= {*sae("ours").ARCHITECTURES}
     assert {*sae("recovery").PENALTIES} == {name for name, each in peers.items() if each.penalised}
+
+
+# ---- circuits
+
+
+@pytest.mark.slow
+def test_effects_are_those_of_captum_and_of_loops(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with importable(SAE), importable(BENCHMARKS / "circuit"):
+        effects = importlib.import_module("effects")
+        gates = effects.main(["--small", "--out", str(tmp_path / "effects.json")])
+    printed = capsys.readouterr().out
+    differences = [gate for gate in gates if "largest difference" in gate.what]
+    assert len(differences) == 8
+    assert all(gate.verdict == "PASS" for gate in gates), printed
+    written = json.loads((tmp_path / "effects.json").read_text(encoding="utf-8"))
+    assert [gate["what"] for gate in written["gates"]] == [gate.what for gate in gates]
+    assert "ig, gauss_legendre" in printed

@@ -15,10 +15,21 @@ class EffectMethod(Enum):
     atp: gradient at the image itself (attribution patching).
     ig_inputs: gradient averaged along the straight path of the input, from the mean discovery image to the
         image (Hanna et al. 2024).
+    ig: gradient averaged along the straight path of each site's own vectors, from the baseline to the image, with
+        everything before the site as it is (Marks et al. 2024). Passes for each site.
+    conductance: what flows through a node along the path of the input (Dhamdhere et al. 2018), against its value at
+        the start of that path; always by the trapezoid rule. Adds up at every site.
+    exact: every node ablated on its own. As many passes as there are nodes.
+    atp_absolute: as atp, absolute at every position and averaged over positions (Toussaint 2024). No sign, and
+        nothing that effects add up to.
     """
 
     atp = 0
     ig_inputs = 1
+    ig = 2
+    conductance = 3
+    exact = 4
+    atp_absolute = 5
 
 
 class EdgeMethod(Enum):

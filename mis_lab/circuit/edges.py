@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.attribution import site_gradients
 from mis_lab.circuit.baselines import NodeSet
 from mis_lab.circuit.config import EdgeMethod
-from mis_lab.circuit.effects import site_gradients
 from mis_lab.circuit.ends import SourceEnd, TargetEnd, check_chosen
 from mis_lab.circuit.objectives import Images, Problem, with_targets
 from mis_lab.circuit.quadrature import Rule

@@ -1,74 +1,58 @@
 """How much each node adds to the objective.
 
-The contribution of a node is m(clean) − m(do(node = baseline)), here estimated; positive supports the target.
-A dictionary is affine, so a gradient over vectors says all about its nodes. With ḡ the mean gradient ∂m/∂x
-along a path:
-
-    E_k = Σ_p (f − f_b)_pk·⟨atom_k, ḡ_p⟩        E_error = Σ_p ⟨(e − e_b)_p, ḡ_p⟩
-
-One backward pass a step serves every node of every kind at every site; codes are touched once, at the end.
-Attribution patching: Nanda 2023; integrated gradients along the input: Hanna et al. 2024; features and errors
-as nodes: Marks et al. 2024.
+The contribution of a node is m(clean) − m(do(node = baseline)), estimated by one of the methods; positive supports the
+target. Effects of all nodes of a site, the error included, are compared with the change when the whole site is ablated.
+Features and errors as nodes: Marks et al. 2024.
 """
 
-# n images  B images of a batch  P positions  D site width  F features  N nodes: features, then the error node
+# n images  B images of a batch  P positions  N nodes: features, then the error node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.attribution import CleanBatch, InputPath, Method, summed
 from mis_lab.circuit.baselines import NodeSet, SiteNodes
 from mis_lab.circuit.config import EffectMethod
 from mis_lab.circuit.dictionaries import n_images_at_once
+from mis_lab.circuit.methods.conductance import conductance
+from mis_lab.circuit.methods.exact import exact
+from mis_lab.circuit.methods.gradients import atp, atp_absolute, ig_inputs
+from mis_lab.circuit.methods.ig import ig
 from mis_lab.circuit.objectives import Images, Problem, with_targets
-from mis_lab.circuit.quadrature import Rule
 from mis_lab.circuit.splice import ablations, nothing_kept
-from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.core.errors import DataError
 from mis_lab.core.progress import progress
-from mis_lab.model.intervene import watch
+from mis_lab.model.intervene import Replacement
 
 
-@dataclass(frozen=True)
-class InputPath:
-    """The straight path of the input from `start` (C, H, W) to the image, at the points of `rule`."""
+class Estimate(NamedTuple):
+    """A method, and what its effects are against.
 
-    start: Tensor
-    rule: Rule
+    Attributes:
+        method: what makes contributions of a batch.
+        signed: whether effects have signs and add up to the change of the whole site.
+        from_start: whether nodes start where they are at the start of the input path, not at their baselines.
+    """
 
-
-@dataclass(frozen=True)
-class CleanBatch:
-    """Images, their targets and each site's vectors (B, P, D) on them."""
-
-    images_bchw: Tensor
-    targets_b: Tensor
-    vectors: Mapping[str, Tensor]
+    method: Method
+    signed: bool = True
+    from_start: bool = False
 
 
-# Site path → (B, N): what each node adds on each image. And kind of nodes → that.
-Contributions = dict[str, Tensor]
-Method = Callable[[Problem, CleanBatch, Mapping[str, NodeSet], InputPath], dict[str, Contributions]]
-
-
-def atp(
-    problem: Problem, batch: CleanBatch, node_sets: Mapping[str, NodeSet], path: InputPath
-) -> dict[str, Contributions]:
-    """Attribution patching: the gradient at the image itself."""
-    return contract(node_sets, batch.vectors, site_gradients(problem, batch.images_bchw, batch.targets_b))
-
-
-def ig_inputs(
-    problem: Problem, batch: CleanBatch, node_sets: Mapping[str, NodeSet], path: InputPath
-) -> dict[str, Contributions]:
-    """The gradient averaged along the input path: one pass a step for all sites at once."""
-    return contract(node_sets, batch.vectors, input_path_gradients(problem, batch.images_bchw, batch.targets_b, path))
-
-
-METHODS: dict[EffectMethod, Method] = {EffectMethod.atp: atp, EffectMethod.ig_inputs: ig_inputs}
+METHODS: dict[EffectMethod, Estimate] = {
+    EffectMethod.atp: Estimate(atp),
+    EffectMethod.ig_inputs: Estimate(ig_inputs),
+    EffectMethod.ig: Estimate(ig),
+    EffectMethod.conductance: Estimate(conductance, from_start=True),
+    EffectMethod.exact: Estimate(exact),
+    EffectMethod.atp_absolute: Estimate(atp_absolute, signed=False),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +60,15 @@ class SiteEffects:
     """Effects of all nodes of one kind at one site, over the discovery images.
 
     Attributes:
-        per_image: (n, N) contribution of each node on each image, summed over positions with its sign.
+        per_image: (n, N) contribution of each node on each image, summed over positions with its sign; the mean of
+            sizes over positions when not `signed`.
         n_active: (N,) int64, images on which the node is not zero (all of them for the error node).
         live: (N,) bool, whether the node ever differs from its baseline; the error node always counts.
-        change: mean m(clean) − mean m(do(site = baseline)), with the whole site replaced.
+        change: mean m(clean) − mean m(do(site = where its nodes start)), with the whole site replaced. Nodes start at
+            their baselines; for ``conductance`` where they are on the image that the input path starts from, which at a
+            site that all of the network passes through makes the change m(clean) − m(that image).
         has_error: whether the last node is the error.
+        signed: whether effects have signs, so that their sum means something.
     """
 
     per_image: Tensor
@@ -88,6 +76,7 @@ class SiteEffects:
     live: Tensor
     change: float
     has_error: bool
+    signed: bool = True
 
     @property
     def mean(self) -> Tensor:
@@ -109,8 +98,13 @@ class SiteEffects:
 
     @property
     def attribution_gap(self) -> float:
-        """|effect_sum − change| / |change|: how far effects miss ablating the whole site; NaN at change 0."""
-        return abs(self.effect_sum - self.change) / abs(self.change) if self.change else float("nan")
+        """|effect_sum − change| / |change|: how far effects miss ablating the whole site.
+
+        NaN at change 0, and for effects without a sign.
+        """
+        if not self.signed or not self.change:
+            return float("nan")
+        return abs(self.effect_sum - self.change) / abs(self.change)
 
     @property
     def error_share(self) -> float:
@@ -130,104 +124,49 @@ def node_effects(
     """Effects of every node: kind → site path → :class:`SiteEffects`.
 
     Args:
-        node_sets: kind → nodes; all kinds share the backward passes.
+        node_sets: kind → nodes; all kinds share what passes they can.
         images: batches (B, C, H, W), the discovery images.
         targets_n: the class of each image that the objective reads.
-        path: used by ``ig_inputs``.
+        path: used by ``ig_inputs`` and ``conductance``, its rule by ``ig`` as well.
 
     Raises:
         ConfigError: when the objective does not depend on a site.
         DataError: without images, or when an effect is not finite.
     """
+    estimate = METHODS[method]
     tallies = {kind: {site_path: _Tally() for site_path in nodes} for kind, nodes in node_sets.items()}
     for images_bchw, targets_b in progress(
         with_targets(images, targets_n), "circuit effects", total=len(images), unit="batch"
     ):
-        clean = problem.observe(images_bchw, targets_b)
-        batch = CleanBatch(images_bchw, targets_b, clean.vectors)
-        for kind, contributions in METHODS[method](problem, batch, node_sets, path).items():
+        batch = CleanBatch.of(problem, images_bchw, targets_b)
+        start = _at_start(problem, batch, path) if estimate.from_start else {}
+        for kind, contributions in estimate.method(problem, batch, node_sets, path, summed).items():
             for site_path, effects_bn in contributions.items():
                 nodes = node_sets[kind][site_path]
-                without = ablations({site_path: nodes}, nothing_kept({site_path: nodes}))
+                only = {site_path: nodes}
+                without = start if estimate.from_start else ablations(only, nothing_kept(only))
                 with torch.inference_mode():
-                    change_b = clean.objective_b - problem.values(images_bchw, targets_b, without)
-                    live_n, n_active_n = _activity(nodes, clean.vectors[site_path])
-                tallies[kind][site_path].update(effects_bn, change_b, live_n, n_active_n)
+                    ablated_b = problem.values(images_bchw, targets_b, {site_path: without[site_path]})
+                    live_n, n_active_n = _activity(nodes, batch.vectors[site_path])
+                tallies[kind][site_path].update(effects_bn, batch.objective_b - ablated_b, live_n, n_active_n)
     return {
         kind: {
-            site_path: tally.result(f"{kind} effects at site {site_path}", node_sets[kind][site_path])
+            site_path: tally.result(f"{kind} effects at site {site_path}", node_sets[kind][site_path], estimate.signed)
             for site_path, tally in of_kind.items()
         }
         for kind, of_kind in tallies.items()
     }
 
 
-def site_gradients(problem: Problem, images_bchw: Tensor, targets_b: Tensor) -> dict[str, Tensor]:
-    """∂(Σ_b m_b)/∂x (B, P, D) at every site, from one backward pass that ends at the first site.
+def _at_start(problem: Problem, batch: CleanBatch, path: InputPath) -> dict[str, Replacement]:
+    """Site path → what puts the vectors of the path's start in the place of any image's."""
+    start_bchw = path.images(batch.images_bchw[:1], 0.0)
+    vectors = problem.observe(start_bchw, batch.targets_b[:1]).vectors
 
-    Raises:
-        ConfigError: when the objective does not depend on a site.
-    """
-    paths = [site.path for site in problem.sites]
-    found: Sequence[Tensor | None] = [None] * len(paths)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        watch(problem.model, problem.sites) as watched,
-    ):
-        objective_b = problem.values(images_bchw, targets_b)
-        if objective_b.requires_grad:
-            points = [watched[path] for path in paths]
-            found = torch.autograd.grad(objective_b.sum(), points, allow_unused=True)
-    gradients = {}
-    for path, gradient in zip(paths, found, strict=True):
-        if gradient is None:
-            raise ConfigError(
-                f"site {path} is not on the way to the objective of {problem.model.name}",
-                fix="Take it out of model.sites, or choose another module.",
-            )
-        gradients[path] = gradient
-    return gradients
+    def putting(start_bpd: Tensor) -> Replacement:
+        return lambda x_bpd: start_bpd.expand_as(x_bpd).clone()
 
-
-def input_path_gradients(
-    problem: Problem, images_bchw: Tensor, targets_b: Tensor, path: InputPath
-) -> dict[str, Tensor]:
-    """Mean of :func:`site_gradients` along the input path, (B, P, D) at every site."""
-    start = path.start.to(images_bchw)
-    mean: dict[str, Tensor] = {}
-    for alpha, weight in zip(*path.rule, strict=True):
-        step_bchw = torch.lerp(start.expand_as(images_bchw), images_bchw, alpha)
-        for site_path, gradient_bpd in site_gradients(problem, step_bchw, targets_b).items():
-            mean[site_path] = mean.get(site_path, torch.zeros_like(gradient_bpd)).add_(gradient_bpd, alpha=weight)
-    return mean
-
-
-def contract(
-    node_sets: Mapping[str, NodeSet], vectors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-) -> dict[str, Contributions]:
-    """Mean gradients over vectors (B, P, D) turned into contributions of nodes (B, N)."""
-    return {
-        kind: {path: _contract_site(of_site, vectors[path], gradients[path]) for path, of_site in nodes.items()}
-        for kind, nodes in node_sets.items()
-    }
-
-
-@torch.no_grad()
-def _contract_site(nodes: SiteNodes, x_bpd: Tensor, g_bpd: Tensor) -> Tensor:
-    # Projecting costs what encoding costs, little beside the passes of one step: no sparse form is worth it.
-    dictionary = nodes.dictionary
-    n_at_once = n_images_at_once(dictionary, x_bpd.shape[1])
-    parts = []
-    for x, g in zip(x_bpd.split(n_at_once), g_bpd.split(n_at_once), strict=True):
-        codes = dictionary.encode(x)
-        effects = ((codes - nodes.features) * dictionary.project(g)).sum(1)
-        if dictionary.has_error:
-            error = x - dictionary.combine(codes) - dictionary.offset
-            of_error = ((error - nodes.error) * g).sum((1, 2))
-            effects = torch.cat([effects, of_error[:, None]], dim=1)
-        parts.append(effects)
-    return torch.cat(parts)
+    return {site_path: putting(start_bpd) for site_path, start_bpd in vectors.items()}
 
 
 def _activity(nodes: SiteNodes, x_bpd: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +196,7 @@ class _Tally:
         self.changes.append(change_b.cpu())
         self.live, self.n_active = self.live | live_n, self.n_active + n_active_n
 
-    def result(self, what: str, nodes: SiteNodes) -> SiteEffects:
+    def result(self, what: str, nodes: SiteNodes, signed: bool) -> SiteEffects:
         if not self.effects:
             raise DataError("no images to find a circuit on", fix="Give at least one discovery image.")
         per_image = torch.cat(self.effects)
@@ -269,4 +208,4 @@ class _Tally:
                 fix="Look for infinite activations or weights there.",
             )
         change = float(torch.cat(self.changes).double().mean())
-        return SiteEffects(per_image, self.n_active, self.live, change, nodes.dictionary.has_error)
+        return SiteEffects(per_image, self.n_active, self.live, change, nodes.dictionary.has_error, signed)

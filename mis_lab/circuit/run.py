@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import BASELINES, mean_image
 from mis_lab.circuit.circuit import ERROR, Circuit, rank
 from mis_lab.circuit.config import CircuitConfig
 from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures
-from mis_lab.circuit.effects import InputPath, SiteEffects, node_effects
+from mis_lab.circuit.effects import SiteEffects, node_effects
 from mis_lab.circuit.faithfulness import evaluate
 from mis_lab.circuit.objectives import OBJECTIVES, TARGETS, Problem
 from mis_lab.circuit.quadrature import RULES

@@ -4,15 +4,16 @@ What is handed out or put in never shares memory with what the network goes on w
 place (``ReLU(inplace=True)`` after the site) would otherwise write into vectors that somebody still holds.
 """
 
-# B images  P positions  D width
+# B images  R rows  P positions  D width
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mis_lab.model.capture import shares_memory
 from mis_lab.model.hooks import Hook, evaluating, hooked
@@ -50,6 +51,23 @@ def _replace(site: Site, function: Replacement) -> Hook:
         return replaced.clone() if shares_memory(replaced, new_bpd) else replaced
 
     return hook
+
+
+@contextmanager
+def fan_out(model: LoadedModel, site: Site, rows_r: Tensor, function: Replacement) -> Iterator[None]:
+    """Within the block, every forward pass goes on behind `site` with rows instead of images.
+
+    Row r is a copy of image `rows_r[r]` whose vectors are what `function` makes of them: it gets and returns
+    (R, P, D). The output has one entry a row. Networks that also read something else than the site's output after it
+    (a branch, a skip connection around it) do not go together with that.
+    """
+    replace = _replace(site, function)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return replace(module, args, output.index_select(0, rows_r))
+
+    with evaluating(model.module), hooked(model.module, {site.path: hook}):
+        yield
 
 
 @contextmanager

@@ -127,6 +127,25 @@ class Toy:
         return torch.stack(found, dim=1)
 
 
+class Spliced(nn.Module):
+    """A two-site network of maps with one site written as features and error, each behind a module of its own."""
+
+    def __init__(self, toy: Toy, path: str) -> None:
+        super().__init__()
+        cut = int(path) + 1
+        self.before, self.after, self.sae = toy.module[:cut], toy.module[cut:], toy.saes[path]
+        self.features, self.error = nn.Identity(), nn.Identity()
+
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        maps = self.before(images_bchw)
+        x_bpd = maps.flatten(2).transpose(1, 2)
+        codes = self.sae.encode(x_bpd)
+        error = (x_bpd - self.sae.decode(codes)).detach()
+        # As features and error are nodes, neither may pass on a gradient through the other.
+        codes, error = self.features(codes.detach().requires_grad_()), self.error(error.requires_grad_())
+        return self.after((self.sae.decode(codes) + error).transpose(1, 2).unflatten(2, maps.shape[2:]).clone())
+
+
 def loaded(module: nn.Module, n_classes: int = N_CLASSES) -> LoadedModel:
     """A network as the library hands it out."""
     module.eval().requires_grad_(False)
@@ -184,6 +203,12 @@ def make_toy() -> Callable[..., Toy]:
 def make_sae() -> Callable[..., nn.Module]:
     """:func:`trained_sae`."""
     return trained_sae
+
+
+@pytest.fixture
+def splice() -> Callable[[Toy, str], Spliced]:
+    """:class:`Spliced`, for Captum's layers."""
+    return Spliced
 
 
 @pytest.fixture(params=["relu", "before_relu", "tokens"])

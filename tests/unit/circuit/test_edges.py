@@ -14,12 +14,13 @@ import torch
 from captum.attr import NeuronConductance
 from torch import Tensor, nn
 
+from mis_lab.circuit.attribution import InputPath, input_path_gradients, site_gradients
 from mis_lab.circuit.baselines import SiteNodes, mean, mean_image, zero
 from mis_lab.circuit.circuit import ERROR
 from mis_lab.circuit.config import EdgeMethod, EffectMethod, Quadrature
 from mis_lab.circuit.dictionaries import Neurons, SaeFeatures
 from mis_lab.circuit.edges import Link, LinkEdges, all_pairs, chain, choose, link_edges
-from mis_lab.circuit.effects import InputPath, input_path_gradients, node_effects, site_gradients
+from mis_lab.circuit.effects import node_effects
 from mis_lab.circuit.objectives import Problem, logit
 from mis_lab.circuit.quadrature import RULES
 from mis_lab.core.errors import ConfigError, DataError

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import rank
 from mis_lab.circuit.config import CircuitConfig, EffectMethod
-from mis_lab.circuit.effects import InputPath, node_effects
+from mis_lab.circuit.effects import node_effects
 from mis_lab.circuit.faithfulness import Curve, circuit_sizes, evaluate, objective_of_circuits
 from mis_lab.circuit.quadrature import midpoint
 from mis_lab.core.errors import DataError, MisLabError

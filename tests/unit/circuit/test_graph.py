@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy import stats
 
+from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import ERROR, Node
 from mis_lab.circuit.config import EdgeMethod, EffectMethod, Quadrature
 from mis_lab.circuit.edges import LinkEdges, chain, link_edges
-from mis_lab.circuit.effects import InputPath, SiteEffects, node_effects
+from mis_lab.circuit.effects import SiteEffects, node_effects
 from mis_lab.circuit.graph import _ROWS, _TOTALS, Edges, agreement, join
 from mis_lab.circuit.quadrature import RULES
 from mis_lab.core.errors import ConfigError, StoreError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mis_lab.model.config import Tokens
-from mis_lab.model.intervene import intervene, watch
+from mis_lab.model.intervene import fan_out, intervene, watch
 from mis_lab.model.sites import Site, resolve_sites
 
 TIMM = "timm.create_model"
@@ -223,3 +223,19 @@ def test_sites_inside_transformers_and_residual_networks_can_be_watched(loaded, 
             logits[:, 0].sum().backward()
         assert torch.equal(logits, model.module(model.to_input(images)))
         assert all(x_bpd.grad.abs().sum() > 0 for x_bpd in watched.values())
+
+
+def test_behind_a_fan_out_go_rows_with_vectors_of_their_own(small, sites, images):
+    rows = torch.tensor([2, 2, 0, 1, 2])
+    factors = torch.linspace(0.1, 2, 5, dtype=torch.float64)[:, None, None]
+    for site in sites:
+        with torch.no_grad(), intervene(small, {site: lambda x_bpd: x_bpd * factors}):
+            expected = small.module(images[rows])
+        before = []
+        handle = small.module[0].register_forward_hook(lambda module, args, output, b=before: b.append(len(output)))
+        with torch.no_grad(), fan_out(small, site, rows, lambda x_rpd: x_rpd * factors):
+            found = small.module(images)
+        handle.remove()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+        assert before == [3], "what stands before the site runs once an image"
+    assert no_hooks(small)

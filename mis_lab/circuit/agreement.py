@@ -1,0 +1,128 @@
+"""How well estimated effects predict what ablating single nodes does, on the largest nodes and on random ones.
+
+Exact effects of all nodes cost a pass each; those of some nodes are affordable in every run. The largest alone would
+judge a method where it is sure of itself, so that as many of the others are drawn beside them.
+"""
+
+# K nodes compared  V chosen nodes of a site
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from mis_lab.circuit.baselines import NodeSet
+from mis_lab.circuit.circuit import Node, rank
+from mis_lab.circuit.effects import SiteEffects
+from mis_lab.circuit.methods.exact import exact_effects
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.core.seeding import generator
+
+
+class Correlation(NamedTuple):
+    """Two rows of effects compared.
+
+    Attributes:
+        n_nodes: compared.
+        pearson, spearman: NaN for fewer than two nodes, or where one row does not vary.
+        same_sign: share of nodes with the same sign, 0 being one of its own; NaN without nodes or signs.
+    """
+
+    n_nodes: int
+    pearson: float
+    spearman: float
+    same_sign: float
+
+
+@dataclass(frozen=True, eq=False)
+class ExactAgreement:
+    """Estimated beside exact effects, means over the images.
+
+    Attributes:
+        nodes: those compared, the largest estimates first, then the random ones.
+        n_top: how many are among the largest.
+        estimated, exact: (K,) float64; sizes of the exact ones where estimates have no sign.
+        signed: whether estimates have signs.
+    """
+
+    nodes: tuple[Node, ...]
+    n_top: int
+    estimated: np.ndarray
+    exact: np.ndarray
+    signed: bool
+
+    @property
+    def top(self) -> Correlation:
+        """On the largest."""
+        return self._correlation(slice(None, self.n_top))
+
+    @property
+    def random(self) -> Correlation:
+        """On the others that were drawn."""
+        return self._correlation(slice(self.n_top, None))
+
+    @property
+    def both(self) -> Correlation:
+        return self._correlation(slice(None))
+
+    def _correlation(self, some: slice) -> Correlation:
+        estimated, exact = self.estimated[some], self.exact[some]
+        same = np.sign(estimated) == np.sign(exact)
+        return Correlation(
+            len(estimated),
+            _pearson(estimated, exact),
+            _pearson(rankdata(estimated), rankdata(exact)),
+            float(same.mean()) if self.signed and len(same) else float("nan"),
+        )
+
+
+def agreement_with_exact(
+    problem: Problem,
+    nodes: NodeSet,
+    effects: Mapping[str, SiteEffects],
+    images: Images,
+    targets_n: Tensor,
+    n_top: int = 200,
+    n_random: int = 200,
+    seed: int = 0,
+) -> ExactAgreement:
+    """Compare `effects` with exact ones, on the nodes of largest |mean effect| of all sites and on random other ones.
+
+    Only live nodes are compared: a node that never leaves its baseline has no effect whatever the method.
+
+    Args:
+        nodes: the nodes that `effects` are of.
+        effects: site path → effects of some method on these images.
+        images: batches (B, C, H, W), the discovery images.
+        targets_n: the class of each image that the objective reads.
+        seed: of the random nodes.
+
+    Raises:
+        DataError: without images.
+    """
+    ranked = rank("node", effects)
+    n_top = min(n_top, len(ranked))
+    others = torch.randperm(len(ranked) - n_top, generator=generator(seed, "circuit", "agreement")) + n_top
+    compared = ranked.take(torch.cat([torch.arange(n_top), others[:n_random]]))
+    paths = list(effects)
+    rows = {path: (compared.site == number).nonzero().squeeze(1) for number, path in enumerate(paths)}
+    which = {path: compared.feature[row] for path, row in rows.items() if len(row)}
+    exact = np.zeros(len(compared))
+    for path, effects_nv in exact_effects(problem, nodes, images, targets_n, which).items():
+        exact[rows[path].numpy()] = effects_nv.mean(0, dtype=torch.float64).numpy()
+    signed = all(of_site.signed for of_site in effects.values())
+    return ExactAgreement(
+        tuple(compared.nodes), n_top, compared.effect.numpy(), exact if signed else np.abs(exact), signed
+    )
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 2 or not (np.ptp(a) and np.ptp(b)):
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])

@@ -1,0 +1,1 @@
+"""How effects of nodes are estimated, one method a file."""
