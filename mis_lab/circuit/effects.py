@@ -24,7 +24,8 @@ from torch import Tensor
 from mis_lab.circuit.baselines import NodeSet, SiteNodes
 from mis_lab.circuit.config import EffectMethod
 from mis_lab.circuit.dictionaries import n_images_at_once
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes, dictionaries_of, with_nodes
 from mis_lab.circuit.quadrature import Rule
 from mis_lab.circuit.splice import ablations, nothing_kept
 from mis_lab.core.errors import ConfigError, DataError
@@ -127,7 +128,7 @@ class SiteEffects:
 
 def node_effects(
     problem: Problem,
-    node_sets: Mapping[str, NodeSet],
+    node_sets: Mapping[str, Nodes],
     images: Images,
     targets_n: Tensor,
     method: EffectMethod,
@@ -145,15 +146,16 @@ def node_effects(
         ConfigError: when the objective does not depend on a site.
         DataError: without images, or when an effect is not finite.
     """
-    tallies = {kind: {site_path: _Tally() for site_path in nodes} for kind, nodes in node_sets.items()}
-    for images_bchw, targets_b in progress(
-        with_targets(images, targets_n), "circuit effects", total=len(images), unit="batch"
+    dictionaries = {kind: dictionaries_of(nodes) for kind, nodes in node_sets.items()}
+    tallies = {kind: {site_path: _Tally() for site_path in of_kind} for kind, of_kind in dictionaries.items()}
+    for images_bchw, targets_b, of_batch in progress(
+        with_nodes(images, targets_n, node_sets), "circuit effects", total=len(images), unit="batch"
     ):
         clean = problem.observe(images_bchw, targets_b)
         batch = CleanBatch(images_bchw, targets_b, clean.vectors)
-        for kind, contributions in METHODS[method](problem, batch, node_sets, path).items():
+        for kind, contributions in METHODS[method](problem, batch, of_batch, path).items():
             for site_path, effects_bn in contributions.items():
-                nodes = node_sets[kind][site_path]
+                nodes = of_batch[kind][site_path]
                 without = ablations({site_path: nodes}, nothing_kept({site_path: nodes}))
                 with torch.inference_mode():
                     change_b = clean.objective_b - problem.values(images_bchw, targets_b, without)
@@ -161,7 +163,7 @@ def node_effects(
                 tallies[kind][site_path].update(effects_bn, change_b, live_n, n_active_n)
     return {
         kind: {
-            site_path: tally.result(f"{kind} effects at site {site_path}", node_sets[kind][site_path])
+            site_path: tally.result(f"{kind} effects at site {site_path}", dictionaries[kind][site_path].has_error)
             for site_path, tally in of_kind.items()
         }
         for kind, of_kind in tallies.items()
@@ -212,12 +214,12 @@ def _contract_site(nodes: SiteNodes, x_bpd: Tensor, g_bpd: Tensor) -> Tensor:
     dictionary = nodes.dictionary
     n_at_once = n_images_at_once(dictionary, x_bpd.shape[1])
     parts = []
-    for x, g in zip(x_bpd.split(n_at_once), g_bpd.split(n_at_once), strict=True):
+    for (x, of_images), g in zip(nodes.chunks(x_bpd), g_bpd.split(n_at_once), strict=True):
         codes = dictionary.encode(x)
-        effects = ((codes - nodes.features) * dictionary.project(g)).sum(1)
+        effects = ((codes - of_images.features) * dictionary.project(g)).sum(1)
         if dictionary.has_error:
             error = x - dictionary.combine(codes) - dictionary.offset
-            of_error = ((error - nodes.error) * g).sum((1, 2))
+            of_error = ((error - of_images.error) * g).sum((1, 2))
             effects = torch.cat([effects, of_error[:, None]], dim=1)
         parts.append(effects)
     return torch.cat(parts)
@@ -227,9 +229,9 @@ def _activity(nodes: SiteNodes, x_bpd: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) whether a node leaves its baseline on any image, and (N,) on how many images it is not zero."""
     dictionary = nodes.dictionary
     live, n_active = torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=torch.int64)
-    for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
+    for x, of_images in nodes.chunks(x_bpd):
         codes = dictionary.encode(x)
-        live = live | (codes != nodes.features).any(1).any(0).cpu()
+        live = live | (codes != of_images.features).any(1).any(0).cpu()
         n_active = n_active + (codes != 0).any(1).sum(0).cpu()
     if dictionary.has_error:
         live = torch.cat([live, torch.ones(1, dtype=torch.bool)])
@@ -250,7 +252,7 @@ class _Tally:
         self.changes.append(change_b.cpu())
         self.live, self.n_active = self.live | live_n, self.n_active + n_active_n
 
-    def result(self, what: str, nodes: SiteNodes) -> SiteEffects:
+    def result(self, what: str, has_error: bool) -> SiteEffects:
         if not self.effects:
             raise DataError("no images to find a circuit on", fix="Give at least one discovery image.")
         per_image = torch.cat(self.effects)
@@ -262,4 +264,4 @@ class _Tally:
                 fix="Look for infinite activations or weights there.",
             )
         change = float(torch.cat(self.changes).double().mean())
-        return SiteEffects(per_image, self.n_active, self.live, change, nodes.dictionary.has_error)
+        return SiteEffects(per_image, self.n_active, self.live, change, has_error)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mis_lab.circuit.baselines import BASELINES
 from mis_lab.circuit.circuit import ERROR
-from mis_lab.circuit.config import Baseline, CircuitConfig, EffectMethod, Target
+from mis_lab.circuit.config import CircuitConfig, EffectMethod, Target
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.core.errors import ConfigError, DataError, MisLabError, StoreError
@@ -111,7 +112,7 @@ def test_labels_as_targets(run) -> None:
 
 
 @pytest.mark.parametrize("method", EffectMethod)
-@pytest.mark.parametrize("baseline", Baseline)
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("network", ["relu", "tokens"])
 def test_every_method_and_baseline_runs_and_disk_gives_it_back(run, tmp_path, method, baseline, network) -> None:
     result = run(replace(CONFIG, method=method, baseline=baseline), network)
