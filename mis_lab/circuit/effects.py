@@ -25,7 +25,7 @@ from mis_lab.circuit.baselines import NodeSet, SiteNodes
 from mis_lab.circuit.config import EffectMethod
 from mis_lab.circuit.dictionaries import n_images_at_once
 from mis_lab.circuit.objectives import Images, Problem
-from mis_lab.circuit.patching import Nodes, dictionaries_of, with_nodes
+from mis_lab.circuit.patching import Nodes, dictionaries_of, with_targets_and_nodes
 from mis_lab.circuit.quadrature import Rule
 from mis_lab.circuit.splice import ablations, nothing_kept
 from mis_lab.core.errors import ConfigError, DataError
@@ -149,7 +149,7 @@ def node_effects(
     dictionaries = {kind: dictionaries_of(nodes) for kind, nodes in node_sets.items()}
     tallies = {kind: {site_path: _Tally() for site_path in of_kind} for kind, of_kind in dictionaries.items()}
     for images_bchw, targets_b, of_batch in progress(
-        with_nodes(images, targets_n, node_sets), "circuit effects", total=len(images), unit="batch"
+        with_targets_and_nodes(images, targets_n, node_sets), "circuit effects", total=len(images), unit="batch"
     ):
         clean = problem.observe(images_bchw, targets_b)
         batch = CleanBatch(images_bchw, targets_b, clean.vectors)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mis_lab.circuit.baselines import NodeSet, SiteNodes
 from mis_lab.circuit.dictionaries import NodeDictionary, n_images_at_once
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.model.capture import Capture
 
 
@@ -80,16 +80,14 @@ def dictionaries_of(nodes: Nodes) -> Mapping[str, NodeDictionary]:
     return nodes.dictionaries
 
 
-def with_nodes(
-    images: Images, targets_n: Tensor, node_sets: Mapping[str, Nodes]
-) -> Iterator[tuple[Tensor, Tensor, dict[str, NodeSet]]]:
-    """Each batch of `images`, its share of `targets_n`, and its nodes of every kind.
+def with_nodes(images: Images, node_sets: Mapping[str, Nodes]) -> Iterator[tuple[Tensor, dict[str, NodeSet]]]:
+    """Each batch of `images` and its nodes of every kind.
 
     Raises:
         ValueError: when a kind has nodes for fewer batches, or for a batch of another size.
     """
     of_kinds = {kind: repeat(nodes) if isinstance(nodes, Mapping) else iter(nodes) for kind, nodes in node_sets.items()}
-    for images_bchw, targets_b in with_targets(images, targets_n):
+    for images_bchw in images:
         of_batch = {}
         for kind, of_kind in of_kinds.items():
             nodes = next(of_kind, None)
@@ -99,4 +97,15 @@ def with_nodes(
                 if of_site.state.ndim == 3 and len(of_site.state) != len(images_bchw):
                     raise ValueError(f"{len(images_bchw)} images have {len(of_site.state)} partners at site {path}")
             of_batch[kind] = nodes
-        yield images_bchw, targets_b, of_batch
+        yield images_bchw, of_batch
+
+
+def with_targets_and_nodes(
+    images: Images, targets_n: Tensor, node_sets: Mapping[str, Nodes]
+) -> Iterator[tuple[Tensor, Tensor, dict[str, NodeSet]]]:
+    """Each batch of `images`, its share of `targets_n`, and its nodes of every kind (see :func:`with_nodes`)."""
+    start = 0
+    for images_bchw, of_batch in with_nodes(images, node_sets):
+        stop = start + len(images_bchw)
+        yield images_bchw, targets_n[start:stop].to(images_bchw.device), of_batch
+        start = stop
