@@ -62,7 +62,7 @@ class ActivityBeside:
     everything: Activity
 
     @property
-    def only_here(self) -> Tensor:
+    def more_here(self) -> Tensor:
         """(F,) difference of the shares of active images: positive where the circuit's images have it more."""
         return self.circuit.active_images - self.everything.active_images
 

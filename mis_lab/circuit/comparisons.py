@@ -122,11 +122,13 @@ def cmd_difference(a: Curve, b: Curve, log: bool = False) -> Interval:
         log: over the logarithm of the share of nodes kept.
 
     Raises:
-        ValueError: when they were measured on different numbers of images.
+        ValueError: when they were measured on different numbers of images, or begin at different shares with `log`.
     """
     n_images = a.values.shape[1]
     if b.values.shape[1] != n_images:
         raise ValueError(f"one curve has {n_images} images, the other {b.values.shape[1]}")
+    if log and a.fractions[1] != b.fractions[1]:
+        raise ValueError(f"logarithmic axes from {a.fractions[1]:g} and from {b.fractions[1]:g} are not compared")
     areas: dict[bool, Area] = {False: np.trapezoid, True: log_area}
 
     def difference(counts: np.ndarray) -> np.ndarray:

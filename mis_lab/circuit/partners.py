@@ -21,32 +21,42 @@ from mis_lab.core.seeding import generator
 COLUMNS = ("image", "partner")
 
 
-def random_partners(ids: Sequence[str], seed: int) -> Tensor:
-    """Another image for each, (n,) int64 places in `ids`.
+def random_partners(ids: Sequence[str], candidates: Sequence[str], seed: int) -> Tensor:
+    """Another image for each of `ids`, (n,) int64 places in `candidates`.
 
     Raises:
-        DataError: when there is one image only.
+        DataError: naming an image for which there is none.
     """
-    return _draw(ids, ids, [True] * len(ids), seed, "another image")
+    return _draw(ids, ids, candidates, candidates, seed, "another image")
 
 
 def partners_of_other_class(
-    ids: Sequence[str], targets_n: Tensor, seed: int, partner_class: int | None = None
+    ids: Sequence[str],
+    targets_n: Tensor,
+    candidates: Sequence[str],
+    candidate_targets_m: Tensor,
+    seed: int,
+    partner_class: int | None = None,
 ) -> Tensor:
-    """An image of another class for each, (n,) int64 places in `ids`.
+    """An image of another class for each of `ids`, (n,) int64 places in `candidates`.
 
     Args:
-        ids: of the images.
-        targets_n: the class of each.
+        ids, targets_n: images and the class of each.
+        candidates, candidate_targets_m: images that may be partners and the class of each; those of `ids`, say.
         seed: which.
         partner_class: the class of all partners; any other by default.
 
     Raises:
         DataError: naming an image for which there is none.
     """
-    targets = targets_n.tolist()
-    wanted = [partner_class is None or target == partner_class for target in targets]
-    return _draw(ids, targets, wanted, seed, "an image of another class")
+    classes = candidate_targets_m.tolist()
+    if partner_class is None:
+        return _draw(ids, targets_n.tolist(), candidates, classes, seed, "an image of another class")
+    of_class = [place for place, number in enumerate(classes) if number == partner_class]
+    chosen = [candidates[place] for place in of_class]
+    what = f"an image of class {partner_class}, which is not its own,"
+    drawn = _draw(ids, targets_n.tolist(), chosen, [partner_class] * len(chosen), seed, what)
+    return torch.tensor(of_class, dtype=torch.int64)[drawn]
 
 
 def partners_from_file(path: Path, ids: Sequence[str], candidates: Sequence[str]) -> Tensor:
@@ -77,16 +87,23 @@ def partners_from_file(path: Path, ids: Sequence[str], candidates: Sequence[str]
     return torch.tensor([places[pairs[image_id]] for image_id in ids], dtype=torch.int64)
 
 
-def _draw(ids: Sequence[str], kinds: Sequence[object], wanted: Sequence[bool], seed: int, what: str) -> Tensor:
-    """For each image one of the `wanted` whose kind is another, by a generator of its own."""
-    by_id = sorted((place for place, may in enumerate(wanted) if may), key=lambda place: ids[place])
+def _draw(
+    ids: Sequence[str],
+    kinds: Sequence[object],
+    candidates: Sequence[str],
+    candidate_kinds: Sequence[object],
+    seed: int,
+    what: str,
+) -> Tensor:
+    """For each image a candidate of another kind, by a generator of the image's own."""
+    by_id = sorted(range(len(candidates)), key=lambda place: candidates[place])
     found = []
     for image_id, kind in zip(ids, kinds, strict=True):
-        others = [place for place in by_id if kinds[place] != kind]
+        others = [place for place in by_id if candidate_kinds[place] != kind]
         if not others:
             raise DataError(
                 f"there is not {what} as the partner of {image_id}",
-                looked=f"{len(ids)} images",
+                looked=f"{len(candidates)} images",
                 fix="Use more images, or other classes.",
             )
         random = generator(seed, "circuit", "partner", image_id)
