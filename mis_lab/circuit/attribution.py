@@ -150,10 +150,10 @@ def contract_site(path: str, nodes: SiteNodes, x_bpd: Tensor, g_bpd: Tensor, red
     dictionary = nodes.dictionary
     n_at_once = n_images_at_once(dictionary, x_bpd.shape[1])
     parts = []
-    for x, g in zip(x_bpd.split(n_at_once), g_bpd.split(n_at_once), strict=True):
+    for (x, of_images), g in zip(nodes.chunks(x_bpd), g_bpd.split(n_at_once), strict=True):
         codes = dictionary.encode(x)
-        error = x - dictionary.combine(codes) - dictionary.offset - nodes.error if dictionary.has_error else None
-        parts.append(reduce(path, *shares(dictionary, codes - nodes.features, error, g)))
+        error = x - dictionary.combine(codes) - dictionary.offset - of_images.error if dictionary.has_error else None
+        parts.append(reduce(path, *shares(dictionary, codes - of_images.features, error, g)))
     return torch.cat(parts)
 
 

@@ -1,14 +1,15 @@
 """What nodes become when they are ablated: a state of each site, kept as features and error.
 
 The mean of tokens is taken per position (a transformer never meets anything like its mean over positions),
-that of maps and vectors over all positions: one number a feature.
+that of maps and vectors over all positions: one number a feature; ``mean_per_position`` keeps positions apart in
+maps too. States that differ from image to image are in :mod:`mis_lab.circuit.patching`.
 """
 
 # n images  B images of a batch  P positions  D site width  F features  N nodes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,10 @@ class SiteNodes:
 
     Attributes:
         dictionary: which nodes.
-        features: (F,) or (P, F), codes of ablated features.
-        error: (D,) or (P, D), value of an ablated error node.
-        state: (D,) or (P, D), the site with every node ablated: Σ_k features_k·atom_k + offset + error.
+        features: (F,), (P, F) or (B, P, F), codes of ablated features.
+        error: (D,), (P, D) or (B, P, D), value of an ablated error node.
+        state: (D,), (P, D) or (B, P, D), the site with every node ablated: Σ_k features_k·atom_k + offset + error.
+            With B it belongs to the images of one batch, one after the other.
     """
 
     dictionary: NodeDictionary
@@ -42,6 +44,20 @@ class SiteNodes:
     @classmethod
     def of(cls, dictionary: NodeDictionary, features: Tensor, error: Tensor) -> SiteNodes:
         return cls(dictionary, features, error, dictionary.combine(features) + dictionary.offset + error)
+
+    def chunks(self, x_bpd: Tensor) -> Iterator[tuple[Tensor, SiteNodes]]:
+        """Vectors of some images at a time, as many as their codes allow, with the nodes of these images.
+
+        Raises:
+            ValueError: when the states are those of a batch of another size.
+        """
+        if self.state.ndim == 3 and len(self.state) != len(x_bpd):
+            raise ValueError(f"{len(x_bpd)} images meet the states of {len(self.state)}")
+        n_at_once = n_images_at_once(self.dictionary, x_bpd.shape[1])
+        for start in range(0, len(x_bpd), n_at_once):
+            stop = start + n_at_once
+            mine = (t[start:stop] if t.ndim == 3 else t for t in (self.features, self.error, self.state))
+            yield x_bpd[start:stop], SiteNodes(self.dictionary, *mine)
 
 
 # Site path → nodes, in the order of the network; and kind of nodes → those.
@@ -67,7 +83,23 @@ def mean(problem: Problem, dictionaries: Dictionaries, images: Images) -> dict[s
     Raises:
         DataError: when there are no images.
     """
-    vectors = {site.path: _Mean(per_position(site)) for site in problem.sites}
+    return _means(problem, dictionaries, images, {site.path: per_position(site) for site in problem.sites})
+
+
+def mean_per_position(problem: Problem, dictionaries: Dictionaries, images: Images) -> dict[str, dict[str, SiteNodes]]:
+    """:func:`mean` at each position on its own, in maps as well as tokens.
+
+    Raises:
+        DataError: when there are no images.
+    """
+    return _means(problem, dictionaries, images, dict.fromkeys((site.path for site in problem.sites), True))
+
+
+def _means(
+    problem: Problem, dictionaries: Dictionaries, images: Images, apart: Mapping[str, bool]
+) -> dict[str, dict[str, SiteNodes]]:
+    """The mean at each site, its positions kept `apart` or not."""
+    vectors = {site.path: _Mean(apart[site.path]) for site in problem.sites}
     codes = {
         kind: {path: _Mean(vectors[path].per_position) for path in of_kind} for kind, of_kind in dictionaries.items()
     }
@@ -84,7 +116,12 @@ def mean(problem: Problem, dictionaries: Dictionaries, images: Images) -> dict[s
     }
 
 
-BASELINES: dict[Baseline, BaselineFunction] = {Baseline.zero: zero, Baseline.mean: mean}
+# Those that are the same for every image.
+BASELINES: dict[Baseline, BaselineFunction] = {
+    Baseline.zero: zero,
+    Baseline.mean: mean,
+    Baseline.mean_per_position: mean_per_position,
+}
 
 
 def per_position(site: Site) -> bool:

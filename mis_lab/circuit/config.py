@@ -47,10 +47,27 @@ class EdgeMethod(Enum):
 
 
 class Baseline(Enum):
-    """What an ablated node becomes: zero, or its mean over the discovery images (per position for tokens)."""
+    """What an ablated node becomes.
+
+    zero: zero.
+    mean: its mean over the discovery images, per position for tokens.
+    mean_per_position: its mean at each position, for maps as well.
+    counterfactual: its value on the image's partner (see :class:`Pairing`).
+    resample: its value on another image drawn at random.
+    """
 
     zero = 0
     mean = 1
+    mean_per_position = 2
+    counterfactual = 3
+    resample = 4
+
+
+class Pairing(Enum):
+    """The partner of each image: a random one of another class, or the one that `pairs_file` names."""
+
+    other_class = 0
+    file = 1
 
 
 class Quadrature(Enum):
@@ -64,16 +81,54 @@ class Quadrature(Enum):
 
 
 class Objective(Enum):
-    """The scalar a circuit is about, one number an image. logit: the target class' output."""
+    """The scalar a circuit is about, one number an image.
+
+    logit: the target class' output.
+    logit_diff: that minus the output of `other_class`, or minus the mean of all other classes.
+    log_prob: log-probability of the target class, which is the negative cross-entropy.
+    kl: minus the Kullback-Leibler divergence of the output's distribution from the undisturbed network's; it
+        reads no class. Its gradient at the image itself is zero, so ``atp`` says nothing about it.
+    """
 
     logit = 0
+    logit_diff = 1
+    log_prob = 2
+    kl = 3
 
 
 class Target(Enum):
-    """The class of each image that the objective reads: the network's own top class, or the image's label."""
+    """The class of each image that the objective reads.
+
+    prediction: the network's own top class.
+    label: the image's label.
+    chosen: `target_class`, the same for all images.
+    """
 
     prediction = 0
     label = 1
+    chosen = 2
+
+
+class ErrorHandling(Enum):
+    """What becomes of error nodes when a circuit is run.
+
+    as_node: an error node is kept where its effect ranks it into the circuit, like any node.
+    keep: always kept, also in the empty circuit.
+    baseline: never kept, ablated to the baseline.
+    zero: never kept, removed.
+    """
+
+    as_node = 0
+    keep = 1
+    baseline = 2
+    zero = 3
+
+
+class Topology(Enum):
+    """How sites lie: one behind the other, each carrying all that follows, or side by side (branches)."""
+
+    chain = 0
+    parallel = 1
 
 
 @dataclass
@@ -82,7 +137,12 @@ class CircuitConfig:
 
     Attributes:
         method, baseline, quadrature, n_steps: node effects.
+        pairing, pairs_file: partners of ``baseline=counterfactual``; a CSV or JSON of pairs of image ids.
         objective, target: what the circuit is about.
+        target_class: number or name of the class of ``target=chosen``.
+        other_class: number or name of the class that ``objective=logit_diff`` subtracts (empty = mean of all others).
+        classes: numbers or names; only images whose target is one of them are used (empty = all).
+        errors: what becomes of error nodes when a circuit is run.
         n_discovery, n_evaluation: images of each, spread over the groups (0 = all).
         sizes: number of circuit sizes on the curve, log-spaced from 1 node to all live nodes.
         n_random: random circuits a size.
@@ -94,10 +154,16 @@ class CircuitConfig:
 
     method: EffectMethod = EffectMethod.ig_inputs
     baseline: Baseline = Baseline.mean
+    pairing: Pairing = Pairing.other_class
+    pairs_file: str = ""
     quadrature: Quadrature = Quadrature.midpoint
     n_steps: int = 10
     objective: Objective = Objective.logit
     target: Target = Target.prediction
+    target_class: str = ""
+    other_class: str = ""
+    classes: list[str] = field(default_factory=list)
+    errors: ErrorHandling = ErrorHandling.as_node
     n_discovery: int = 128
     n_evaluation: int = 96
     sizes: int = 12
@@ -116,3 +182,15 @@ class CircuitConfig:
                 raise ConfigError(f"circuit.{name}={getattr(self, name)} is negative", fix="Use 0 for all images.")
         if not self.min_effect > 0:
             raise ConfigError(f"circuit.min_effect={self.min_effect} must be positive")
+        for name, needs_it, owner in (
+            ("target_class", self.target is Target.chosen, "target=chosen"),
+            ("pairs_file", self._pairs_by_file, "baseline=counterfactual with circuit.pairing=file"),
+        ):
+            if bool(getattr(self, name)) is not needs_it:
+                raise ConfigError(f"circuit.{name} is what circuit.{owner} needs, and nothing else")
+        if self.other_class and self.objective is not Objective.logit_diff:
+            raise ConfigError(f"circuit.other_class is for circuit.objective=logit_diff, not {self.objective.name}")
+
+    @property
+    def _pairs_by_file(self) -> bool:
+        return self.baseline is Baseline.counterfactual and self.pairing is Pairing.file

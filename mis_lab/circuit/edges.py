@@ -28,7 +28,8 @@ from mis_lab.circuit.attribution import site_gradients
 from mis_lab.circuit.baselines import NodeSet
 from mis_lab.circuit.config import EdgeMethod
 from mis_lab.circuit.ends import SourceEnd, TargetEnd, check_chosen
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes, dictionaries_of, with_targets_and_nodes
 from mis_lab.circuit.quadrature import Rule
 from mis_lab.circuit.seeds import Seeds
 from mis_lab.core.errors import ConfigError, DataError
@@ -99,7 +100,7 @@ class LinkEdges:
 
 def link_edges(
     problem: Problem,
-    nodes: NodeSet,
+    nodes: Nodes,
     link: Link,
     chosen: Mapping[str, Tensor],
     images: Images,
@@ -131,20 +132,22 @@ def link_edges(
         DataError: without images, or when a weight is not finite.
     """
     of_link = {site.path: chosen[site.path].cpu() for site in (link.source, link.target)}
+    dictionaries = dictionaries_of(nodes)
     for site_path, numbers in of_link.items():
-        check_chosen(site_path, nodes[site_path].dictionary, numbers)
+        check_chosen(site_path, dictionaries[site_path], numbers)
     sources, targets = of_link.values()
     method = EdgeMethod.vjp if path and method is EdgeMethod.auto else choose(method, len(sources), len(targets))
     if path and method is EdgeMethod.exact:
         raise ConfigError("exact edges have no path", fix="Use vjp, or leave the path out.")
     if path and link.stopped:
         raise ConfigError("edges past stopped sites are taken at the image, not along a path")
-    work = _Work(problem, nodes, link, sources, targets)
+    work = _Work(problem, link, sources, targets)
     name = f"circuit edges {link.source.path} → {link.target.path}"
     with torch.inference_mode(False), Segment(problem.model, *link) as segment:
         tally = _Tally(len(sources), len(targets))
-        for images_bchw, targets_b in progress(with_targets(images, targets_n), name, total=len(images), unit="batch"):
-            batch = _Batch(segment, segment.begin(images_bchw), images_bchw, targets_b)
+        batches = with_targets_and_nodes(images, targets_n, {"": nodes})
+        for images_bchw, targets_b, of_batch in progress(batches, name, total=len(images), unit="batch"):
+            batch = _Batch(segment, segment.begin(images_bchw), images_bchw, targets_b, of_batch[""])
             if method is EdgeMethod.exact:
                 tally.update(work.exact(batch, gradients, n_at_once))
             else:
@@ -169,6 +172,7 @@ class _Batch(NamedTuple):
     start: Start
     images_bchw: Tensor
     targets_b: Tensor
+    nodes: NodeSet
 
 
 class _Point(NamedTuple):
@@ -193,7 +197,6 @@ class _Work:
     """What stays the same over batches."""
 
     problem: Problem
-    nodes: NodeSet
     link: Link
     sources: Tensor
     targets: Tensor
@@ -206,7 +209,7 @@ class _Work:
     def along(self, batch: _Batch, path: Rule) -> Iterator[_Point]:
         """Points from the source's baseline to the image, with the objective's gradient there."""
         x_bpd = batch.start.source_bpd
-        state = self.nodes[self.link.source.path].state.to(x_bpd)
+        state = batch.nodes[self.link.source.path].state.to(x_bpd)
         for alpha, weight in zip(*path, strict=True):
             point_bpd = torch.lerp(state.expand_as(x_bpd), x_bpd, alpha)
             yield _Point(point_bpd, self._gradient(batch, point_bpd), weight)
@@ -222,7 +225,7 @@ class _Work:
     def linear(self, batch: _Batch, points: Iterator[_Point]) -> _BatchEdges:
         """Means of derivatives over the points."""
         start = batch.start
-        source = SourceEnd(self.nodes[self.link.source.path], start.source_bpd, self.sources)
+        source = SourceEnd(batch.nodes[self.link.source.path], start.source_bpd, self.sources)
         weight_btu = start.source_bpd.new_zeros(len(batch.images_bchw), len(self.targets), len(self.sources))
         total_bu, n_vjps = weight_btu.new_zeros(len(weight_btu), len(self.sources)), 0
         with torch.enable_grad():
@@ -230,7 +233,7 @@ class _Work:
                 leaf = source_bpd.clone().requires_grad_()
                 y_bpd = batch.segment.run(start, leaf)
                 self._is_reached(y_bpd)
-                seeds = Seeds(self.nodes[self.link.target.path], y_bpd.detach(), gradient_bpd, self.targets)
+                seeds = Seeds(batch.nodes[self.link.target.path], y_bpd.detach(), gradient_bpd, self.targets)
                 for places_b in seeds.passes():
                     found_bu = source.contract(_vjp(y_bpd, leaf, seeds.at(places_b)))
                     images = (places_b >= 0).nonzero().squeeze(1)
@@ -251,8 +254,8 @@ class _Work:
         """What is lost downstream with each upstream node ablated at all positions."""
         gradient_bpd = gradients(self.problem, batch.images_bchw, batch.targets_b)[self.link.target.path]
         segment, start, n_images = batch.segment, batch.start, len(batch.images_bchw)
-        source = SourceEnd(self.nodes[self.link.source.path], start.source_bpd, self.sources)
-        target = TargetEnd(self.nodes[self.link.target.path], start.target_bpd, gradient_bpd, self.targets)
+        source = SourceEnd(batch.nodes[self.link.source.path], start.source_bpd, self.sources)
+        target = TargetEnd(batch.nodes[self.link.target.path], start.target_bpd, gradient_bpd, self.targets)
         weight_btu = start.source_bpd.new_zeros(n_images, len(self.targets), len(self.sources))
         total_bu = weight_btu.new_zeros(n_images, len(self.sources))
         with torch.no_grad():

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from mis_lab.circuit.attribution import CleanBatch, InputPath, Method, summed
-from mis_lab.circuit.baselines import NodeSet, SiteNodes
+from mis_lab.circuit.baselines import SiteNodes
 from mis_lab.circuit.config import EffectMethod
-from mis_lab.circuit.dictionaries import n_images_at_once
 from mis_lab.circuit.methods.conductance import conductance
 from mis_lab.circuit.methods.exact import exact
 from mis_lab.circuit.methods.gradients import atp, atp_absolute, ig_inputs
 from mis_lab.circuit.methods.ig import ig
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes, dictionaries_of, with_targets_and_nodes
 from mis_lab.circuit.splice import ablations, nothing_kept
 from mis_lab.core.errors import DataError
 from mis_lab.core.progress import progress
@@ -115,7 +115,7 @@ class SiteEffects:
 
 def node_effects(
     problem: Problem,
-    node_sets: Mapping[str, NodeSet],
+    node_sets: Mapping[str, Nodes],
     images: Images,
     targets_n: Tensor,
     method: EffectMethod,
@@ -134,15 +134,16 @@ def node_effects(
         DataError: without images, or when an effect is not finite.
     """
     estimate = METHODS[method]
-    tallies = {kind: {site_path: _Tally() for site_path in nodes} for kind, nodes in node_sets.items()}
-    for images_bchw, targets_b in progress(
-        with_targets(images, targets_n), "circuit effects", total=len(images), unit="batch"
+    dictionaries = {kind: dictionaries_of(nodes) for kind, nodes in node_sets.items()}
+    tallies = {kind: {site_path: _Tally() for site_path in of_kind} for kind, of_kind in dictionaries.items()}
+    for images_bchw, targets_b, of_batch in progress(
+        with_targets_and_nodes(images, targets_n, node_sets), "circuit effects", total=len(images), unit="batch"
     ):
         batch = CleanBatch.of(problem, images_bchw, targets_b)
         start = _at_start(problem, batch, path) if estimate.from_start else {}
-        for kind, contributions in estimate.method(problem, batch, node_sets, path, summed).items():
+        for kind, contributions in estimate.method(problem, batch, of_batch, path, summed).items():
             for site_path, effects_bn in contributions.items():
-                nodes = node_sets[kind][site_path]
+                nodes = of_batch[kind][site_path]
                 only = {site_path: nodes}
                 without = start if estimate.from_start else ablations(only, nothing_kept(only))
                 with torch.inference_mode():
@@ -151,7 +152,9 @@ def node_effects(
                 tallies[kind][site_path].update(effects_bn, batch.objective_b - ablated_b, live_n, n_active_n)
     return {
         kind: {
-            site_path: tally.result(f"{kind} effects at site {site_path}", node_sets[kind][site_path], estimate.signed)
+            site_path: tally.result(
+                f"{kind} effects at site {site_path}", dictionaries[kind][site_path].has_error, estimate.signed
+            )
             for site_path, tally in of_kind.items()
         }
         for kind, of_kind in tallies.items()
@@ -173,9 +176,9 @@ def _activity(nodes: SiteNodes, x_bpd: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) whether a node leaves its baseline on any image, and (N,) on how many images it is not zero."""
     dictionary = nodes.dictionary
     live, n_active = torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=torch.int64)
-    for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
+    for x, of_images in nodes.chunks(x_bpd):
         codes = dictionary.encode(x)
-        live = live | (codes != nodes.features).any(1).any(0).cpu()
+        live = live | (codes != of_images.features).any(1).any(0).cpu()
         n_active = n_active + (codes != 0).any(1).sum(0).cpu()
     if dictionary.has_error:
         live = torch.cat([live, torch.ones(1, dtype=torch.bool)])
@@ -196,7 +199,7 @@ class _Tally:
         self.changes.append(change_b.cpu())
         self.live, self.n_active = self.live | live_n, self.n_active + n_active_n
 
-    def result(self, what: str, nodes: SiteNodes, signed: bool) -> SiteEffects:
+    def result(self, what: str, has_error: bool, signed: bool) -> SiteEffects:
         if not self.effects:
             raise DataError("no images to find a circuit on", fix="Give at least one discovery image.")
         per_image = torch.cat(self.effects)
@@ -208,4 +211,4 @@ class _Tally:
                 fix="Look for infinite activations or weights there.",
             )
         change = float(torch.cat(self.changes).double().mean())
-        return SiteEffects(per_image, self.n_active, self.live, change, nodes.dictionary.has_error, signed)
+        return SiteEffects(per_image, self.n_active, self.live, change, has_error, signed)

@@ -53,11 +53,11 @@ class SourceEnd:
         features = chosen[self.is_feature]
         self.atoms_ud = atoms_of(dictionary, features)
         deltas, errors = [], []
-        for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
+        for x, of_images in nodes.chunks(x_bpd):
             codes = dictionary.encode(x)
-            deltas.append(codes[..., features] - nodes.features[..., features])
+            deltas.append(codes[..., features] - of_images.features[..., features])
             if len(features) < len(chosen):
-                errors.append(x - dictionary.combine(codes) - dictionary.offset - nodes.error)
+                errors.append(x - dictionary.combine(codes) - dictionary.offset - of_images.error)
         self.delta_bpu = torch.cat(deltas)
         self.error_bpd = torch.cat(errors) if errors else None
         # Of the nodes among the features; the error node has no place there.

@@ -3,10 +3,11 @@
 faithfulness(C) = (m(C) − m(∅)) / (m(M) − m(∅)) with m the mean over images, M the network and ∅ every node of
 every site ablated (Marks et al. 2024): a ratio of means, not a mean of ratios. CPR = ∫ faithfulness and
 CMD = ∫ |1 − faithfulness| over the share of live nodes kept, by the trapezoid rule on the curve's own sizes
-(Mueller et al. 2025 fix ten shares from 0.001 to 1).
+(Mueller et al. 2025 fix ten shares from 0.001 to 1: :func:`fraction_sizes`). On the logarithmic axis the range
+from the smallest circuit to the whole counts as 1, so that perfect faithfulness has CPR 1 there too.
 """
 
-# n images  B images of a batch  S sizes  R random draws  O orders: its own, then the draws  C circuits
+# n images  S sizes  R random draws or resamples  O orders: its own, then the draws  C circuits
 
 from __future__ import annotations
 
@@ -15,18 +16,23 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mis_lab.circuit.baselines import NodeSet
 from mis_lab.circuit.circuit import Circuit
 from mis_lab.circuit.config import CircuitConfig
-from mis_lab.circuit.objectives import Images, Problem, with_targets
-from mis_lab.circuit.splice import Kept, ablations, nothing_kept
-from mis_lab.core.errors import DataError, MisLabError
+from mis_lab.circuit.error_nodes import ranked
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes
+from mis_lab.circuit.running import Ends, check_moved, objective_of_circuits
+from mis_lab.core.errors import DataError
 from mis_lab.core.intervals import Interval, percentile_interval
-from mis_lab.core.progress import progress
 from mis_lab.core.seeding import generator, numpy_generator
+
+# The shares of the circuit track of the Mechanistic Interpretability Benchmark (Mueller et al. 2025).
+MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+# Heights (..., S) and their places (S,) → area (...).
+Area = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +92,21 @@ class Curve:
         return self._area(lambda faithfulness: np.abs(1 - faithfulness))
 
     @property
+    def cpr_log(self) -> Interval:
+        """:attr:`cpr` over the logarithm of the share, from the smallest circuit that has nodes."""
+        return self._area(lambda faithfulness: faithfulness, log_area)
+
+    @property
+    def cmd_log(self) -> Interval:
+        """:attr:`cmd` over the logarithm of the share, from the smallest circuit that has nodes."""
+        return self._area(lambda faithfulness: np.abs(1 - faithfulness), log_area)
+
+    def of_resamples(self, counts: np.ndarray) -> np.ndarray:
+        """(R, S) faithfulness with each image counted as often as `counts` (R, n) says; NaN where undefined."""
+        found = self._ratio(counts @ self.values.T)  # sums will do: the number of images cancels
+        return np.where(np.isfinite(found), found, np.nan)
+
+    @property
     def random_cpr(self) -> np.ndarray:
         """(R,) :attr:`cpr` of each random draw."""
         return np.trapezoid(self.random, self.fractions, axis=-1)
@@ -98,22 +119,37 @@ class Curve:
     @staticmethod
     def _ratio(means: np.ndarray) -> np.ndarray:
         """Faithfulness from mean objectives (..., S)."""
-        empty, full = means[..., :1], means[..., -1:]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hit full = empty
-            return (means - empty) / (full - empty)
+        return share_of_way(means, means[..., :1], means[..., -1:])
 
     @cached_property
     def _resampled(self) -> np.ndarray:
         """(n_bootstrap, S) faithfulness of resampled images."""
-        n_images = self.values.shape[1]
         random = numpy_generator(self.seed, "circuit", "bootstrap", self.kind)
-        counts = random.multinomial(n_images, np.full(n_images, 1 / n_images), size=self.n_bootstrap)
-        found = self._ratio(counts @ self.values.T)  # sums will do: the number of images cancels
-        return np.where(np.isfinite(found), found, np.nan)
+        return self.of_resamples(resample_counts(random, self.values.shape[1], self.n_bootstrap))
 
-    def _area(self, height: Callable[[np.ndarray], np.ndarray]) -> Interval:
-        estimate = np.trapezoid(height(self._ratio(self.values.mean(1))), self.fractions)
-        return percentile_interval(float(estimate), np.trapezoid(height(self._resampled), self.fractions, axis=-1))
+    def _area(self, height: Callable[[np.ndarray], np.ndarray], area: Area = np.trapezoid) -> Interval:
+        estimate = area(height(self._ratio(self.values.mean(1))), self.fractions)
+        return percentile_interval(float(estimate), area(height(self._resampled), self.fractions))
+
+
+def share_of_way(means: np.ndarray, empty: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """(means − empty) / (full − empty), which may be infinite or NaN for resampled images."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hit full = empty
+        return (means - empty) / (full - empty)
+
+
+def resample_counts(random: np.random.Generator, n_images: int, n_bootstrap: int) -> np.ndarray:
+    """(n_bootstrap, n_images) how often each image is drawn when as many are drawn with replacement."""
+    return random.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_bootstrap)
+
+
+def log_area(heights: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Mean of `heights` (..., S) over the logarithm of `fractions` (S,), 0 left out; trapezoid rule."""
+    above = fractions > 0
+    heights, axis = heights[..., above], np.log(fractions[above])
+    if len(axis) == 1:
+        return heights[..., 0]
+    return np.trapezoid(heights, axis, axis=-1) / (axis[-1] - axis[0])
 
 
 def circuit_sizes(n_live: int, n_sizes: int) -> np.ndarray:
@@ -122,70 +158,52 @@ def circuit_sizes(n_live: int, n_sizes: int) -> np.ndarray:
     return np.concatenate([[0], np.unique(from_all_down.round().astype(np.int64))])
 
 
+def fraction_sizes(n_live: int, fractions: Sequence[float] = MIB_FRACTIONS) -> np.ndarray:
+    """0, then these shares of `n_live` as whole numbers, at least 1, each once."""
+    counts = np.maximum(np.round(np.asarray(fractions) * n_live), 1).astype(np.int64)
+    return np.unique(np.concatenate([[0], counts, [n_live]]))
+
+
 def evaluate(
     problem: Problem,
-    nodes: NodeSet,
+    nodes: Nodes,
     circuit: Circuit,
     images: Images,
     targets_n: Tensor,
     config: CircuitConfig,
     seed: int,
+    fractions: Sequence[float] | None = None,
 ) -> Curve:
     """The curve of `circuit` (all live nodes, in order), with random orders of its nodes beside it.
 
     Args:
         nodes: what the circuit's nodes are and become.
         images: batches (B, C, H, W) of the evaluation images, gone through once.
-        targets_n: the class of each image that the objective reads.
-        config: its `sizes`, `n_random`, `n_bootstrap` and `min_effect`.
+        targets_n: what the objective reads of each image.
+        config: its `sizes`, `errors`, `n_random`, `n_bootstrap` and `min_effect`. Unless errors are ``as_node``
+            sizes count the other nodes alone; the network at the end has its errors in any case.
         seed: of the random circuits and the bootstrap.
+        fractions: shares of the live nodes to keep instead of ``config.sizes`` sizes; none and all come with them.
 
     Raises:
         DataError: without images or without live nodes.
         MisLabError: when the whole circuit hardly moves the objective.
     """
+    circuit = ranked(circuit, config.errors)
     if not len(circuit):
         raise DataError(f"no {circuit.kind} ever leaves its baseline on the discovery images: there is no circuit")
-    sizes = circuit_sizes(len(circuit), config.sizes)
+    sizes = fraction_sizes(len(circuit), fractions) if fractions else circuit_sizes(len(circuit), config.sizes)
     orders = [circuit]
     for draw in range(config.n_random):
         orders.append(circuit.shuffled(generator(seed, "circuit", "random", circuit.kind, draw)))
-    kept: list[Kept] = [order.top(int(size)).kept() for order in orders for size in sizes[1:-1]]
-    empty, everything = nothing_kept(nodes), {path: ~mask for path, mask in nothing_kept(nodes).items()}
-    values_cn = objective_of_circuits(problem, nodes, [empty, everything, circuit.kept(), *kept], images, targets_n)
-
+    kept = [order.top(int(size)).kept() for order in orders for size in sizes[1:-1]]
+    ends = Ends.of(nodes, config)
+    values_cn = objective_of_circuits(
+        problem, ends.nodes, [*ends.masks, *map(ends.handled, [circuit.kept(), *kept])], images, targets_n
+    )
     empty_n, full_n, live_n = values_cn[:3]
     inner_osn = values_cn[3:].reshape(len(orders), len(sizes) - 2, len(full_n))
     first, last = (np.broadcast_to(end_n, (len(orders), 1, len(full_n))) for end_n in (empty_n, full_n))
     values = np.concatenate([first, inner_osn, last], axis=1)
-    moved = float(full_n.mean() - empty_n.mean())
-    if not abs(moved) >= config.min_effect:
-        raise MisLabError(
-            f"ablating every {circuit.kind} moves the objective by {moved:.3g} only, "
-            f"less than circuit.min_effect={config.min_effect:g}: faithfulness would divide by almost 0",
-            fix="Choose other sites or another baseline, or lower circuit.min_effect.",
-        )
+    check_moved(circuit.kind, empty_n, full_n, config)
     return Curve(circuit.kind, sizes, values[0], values[1:], live_n, config.n_bootstrap, seed)
-
-
-def objective_of_circuits(
-    problem: Problem, nodes: NodeSet, circuits: Sequence[Kept], images: Images, targets_n: Tensor
-) -> np.ndarray:
-    """Objective (C, n) float64 of each image with the nodes of each circuit alone: C forward passes a batch.
-
-    Raises:
-        DataError: without images, or when the objective is not finite.
-    """
-    replacements = [ablations(nodes, kept) for kept in circuits]
-    found: list[list[Tensor]] = [[] for _ in circuits]
-    what = f"faithfulness of {next(iter(nodes.values())).dictionary.kind} circuits"
-    passes = ((*batch, number) for batch in with_targets(images, targets_n) for number in range(len(circuits)))
-    with torch.inference_mode():
-        for images_bchw, targets_b, number in progress(passes, what, total=len(images) * len(circuits), unit="pass"):
-            found[number].append(problem.values(images_bchw, targets_b, replacements[number]).cpu())
-    if not len(targets_n):
-        raise DataError("no images to evaluate circuits on", fix="Give at least one evaluation image.")
-    values = torch.stack([torch.cat(parts).double() for parts in found]).numpy()
-    if not np.isfinite(values).all():
-        raise DataError("the objective of a circuit is not finite", fix="Look for infinite activations at the sites.")
-    return values

@@ -1,20 +1,22 @@
-"""The scalar a circuit is about: one number an image, so that nothing scales with the size of a batch."""
+"""The scalar a circuit is about: one number an image, so that nothing scales with the size of a batch.
+
+What an objective reads of each image beside its logits travels with it as its row of `targets`: the number of a
+class, or the logits of the undisturbed network for `kl`.
+"""
 
 # B images  C classes  P positions  D site width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mis_lab.circuit.config import Objective, Target
-from mis_lab.core.errors import ConfigError, DataError
-from mis_lab.dataset.base import ImageDataset
-from mis_lab.model.capture import predictions
+from mis_lab.circuit.config import Objective
+from mis_lab.core.errors import ConfigError
 from mis_lab.model.intervene import Replacement, intervene
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
@@ -37,7 +39,44 @@ def logit(logits_bc: Tensor, targets_b: Tensor) -> Tensor:
     return logits_bc.gather(1, targets_b[:, None]).squeeze(1)
 
 
-OBJECTIVES: dict[Objective, ObjectiveFunction] = {Objective.logit: logit}
+def logit_diff(logits_bc: Tensor, targets_b: Tensor) -> Tensor:
+    """The target class' logit minus the mean of all others, (B,)."""
+    target_b = logit(logits_bc, targets_b)
+    return target_b - (logits_bc.sum(1) - target_b) / (logits_bc.shape[1] - 1)
+
+
+def logit_diff_to(other: int) -> ObjectiveFunction:
+    """The objective that subtracts the logit of class `other` from the target's."""
+    return lambda logits_bc, targets_b: logit(logits_bc, targets_b) - logits_bc[:, other]
+
+
+def log_prob(logits_bc: Tensor, targets_b: Tensor) -> Tensor:
+    """Log-probability of the target class, (B,): the negative cross-entropy of each image."""
+    return logit(logits_bc.log_softmax(1), targets_b)
+
+
+def kl(logits_bc: Tensor, clean_bc: Tensor) -> Tensor:
+    """−KL(clean ‖ current), (B,): 0 for the undisturbed network, negative elsewhere.
+
+    Args:
+        logits_bc: of the network as it runs.
+        clean_bc: of the undisturbed network (:func:`~mis_lab.circuit.targets.clean_logits`).
+
+    Raises:
+        ValueError: when `clean_bc` are no logits but classes, say.
+    """
+    if clean_bc.shape != logits_bc.shape:
+        raise ValueError(f"kl reads clean logits {tuple(logits_bc.shape)}, not {tuple(clean_bc.shape)}")
+    clean_log_p, log_p = clean_bc.log_softmax(1), logits_bc.log_softmax(1)
+    return (clean_log_p.exp() * (log_p - clean_log_p)).sum(1)
+
+
+OBJECTIVES: dict[Objective, ObjectiveFunction] = {
+    Objective.logit: logit,
+    Objective.logit_diff: logit_diff,
+    Objective.log_prob: log_prob,
+    Objective.kl: kl,
+}
 
 
 class Observation(NamedTuple):
@@ -75,14 +114,17 @@ class Problem:
     def values(
         self, images_bchw: Tensor, targets_b: Tensor, replace: Mapping[str, Replacement] | None = None
     ) -> Tensor:
-        """Objective (B,); `replace` maps the path of a site to what makes new vectors of its x (B, P, D).
+        """Objective (B,) of :meth:`logits`; `targets_b` has a row an image, (B,) or (B, C) as the objective reads."""
+        return self.objective(self.logits(images_bchw, replace), targets_b)
+
+    def logits(self, images_bchw: Tensor, replace: Mapping[str, Replacement] | None = None) -> Tensor:
+        """Logits (B, C); `replace` maps the path of a site to what makes new vectors of its x (B, P, D).
 
         Gradients are recorded when the caller records them.
         """
         functions = {site: replace[site.path] for site in self.sites if replace and site.path in replace}
         with intervene(self.model, functions):
-            logits_bc = self.model.module(images_bchw)
-        return self.objective(logits_bc, targets_b)
+            return self.model.module(images_bchw)
 
     @torch.inference_mode()
     def observe(self, images_bchw: Tensor, targets_b: Tensor) -> Observation:
@@ -107,31 +149,3 @@ def with_targets(images: Images, targets_n: Tensor) -> Iterator[tuple[Tensor, Te
         stop = start + len(images_bchw)
         yield images_bchw, targets_n[start:stop].to(images_bchw.device)
         start = stop
-
-
-def predicted(model: LoadedModel, dataset: ImageDataset, indices: Sequence[int], images: Images) -> Tensor:
-    """The network's own top class of each image, (n,) int64."""
-    return torch.cat([predictions(model, images_bchw).argmax(1).cpu() for images_bchw in images])
-
-
-def labelled(model: LoadedModel, dataset: ImageDataset, indices: Sequence[int], images: Images) -> Tensor:
-    """The label of each image, (n,) int64.
-
-    Raises:
-        DataError: naming an image without a label, or with one that is no class of the network.
-    """
-    for index in indices:
-        label = dataset.labels[index]
-        if not 0 <= label < model.n_classes:
-            told = f"label {label}, but {model.name} has {model.n_classes} classes" if label >= 0 else "no label"
-            raise DataError(
-                f"image {dataset.ids[index]} of {dataset.name} has {told}",
-                fix="Use circuit.target=prediction.",
-            )
-    return torch.tensor([dataset.labels[index] for index in indices], dtype=torch.int64)
-
-
-TARGETS: dict[Target, Callable[[LoadedModel, ImageDataset, Sequence[int], Images], Tensor]] = {
-    Target.prediction: predicted,
-    Target.label: labelled,
-}

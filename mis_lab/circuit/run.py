@@ -17,9 +17,10 @@ from mis_lab.circuit.config import CircuitConfig
 from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures
 from mis_lab.circuit.effects import SiteEffects, node_effects
 from mis_lab.circuit.faithfulness import evaluate
-from mis_lab.circuit.objectives import OBJECTIVES, TARGETS, Problem
+from mis_lab.circuit.objectives import OBJECTIVES, Problem
 from mis_lab.circuit.quadrature import RULES
 from mis_lab.circuit.result import CircuitResult, KindResult, SiteSummary
+from mis_lab.circuit.targets import TARGETS
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import plain
 from mis_lab.dataset.base import ImageDataset

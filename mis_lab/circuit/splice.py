@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mis_lab.circuit.baselines import NodeSet, SiteNodes
-from mis_lab.circuit.dictionaries import n_images_at_once, n_nodes
+from mis_lab.circuit.dictionaries import n_nodes
+from mis_lab.circuit.patching import Nodes, dictionaries_of
 from mis_lab.model.intervene import Replacement
 
 # Site path → (N,) bool: the nodes that are kept.
@@ -41,16 +42,15 @@ def ablation(nodes: SiteNodes, kept_n: Tensor) -> Replacement:
 
     keeps_error = bool(kept_n[-1])
     moved_k = (~kept_n[:-1] if keeps_error else kept_n[:-1]).nonzero().squeeze(1)
-    baseline = nodes.features[..., moved_k]
 
     def replace(x_bpd: Tensor) -> Tensor:
         parts = []
-        for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
-            codes = dictionary.encode(x)[..., moved_k]
+        for x, of_images in nodes.chunks(x_bpd):
+            above = dictionary.encode(x)[..., moved_k] - of_images.features[..., moved_k]
             if keeps_error:
-                parts.append(x + dictionary.combine(baseline - codes, moved_k))
+                parts.append(x - dictionary.combine(above, moved_k))
             else:
-                parts.append(state + dictionary.combine(codes - baseline, moved_k))
+                parts.append(of_images.state + dictionary.combine(above, moved_k))
         return torch.cat(parts)
 
     return replace
@@ -65,6 +65,11 @@ def ablations(nodes: NodeSet, kept: Kept) -> dict[str, Replacement]:
     }
 
 
-def nothing_kept(nodes: NodeSet) -> dict[str, Tensor]:
+def nothing_kept(nodes: Nodes) -> dict[str, Tensor]:
     """The empty circuit: every node of every site ablated."""
-    return {path: torch.zeros(n_nodes(of_site.dictionary), dtype=torch.bool) for path, of_site in nodes.items()}
+    return {path: torch.zeros(n_nodes(d), dtype=torch.bool) for path, d in dictionaries_of(nodes).items()}
+
+
+def all_but(kept: Kept) -> dict[str, Tensor]:
+    """The complement of a circuit: its nodes ablated, all others kept."""
+    return {path: ~mask for path, mask in kept.items()}

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mis_lab.circuit.attribution import CleanBatch, Contributions, InputPath, Reduction
 from mis_lab.circuit.baselines import NodeSet, SiteNodes
-from mis_lab.circuit.dictionaries import n_images_at_once, n_nodes
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.dictionaries import n_nodes
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes, with_targets_and_nodes
 from mis_lab.circuit.suffix import Suffix
 from mis_lab.core.errors import DataError
 from mis_lab.core.progress import progress
@@ -43,7 +44,7 @@ def exact(
 
 
 def exact_effects(
-    problem: Problem, nodes: NodeSet, images: Images, targets_n: Tensor, which: Mapping[str, Tensor]
+    problem: Problem, nodes: Nodes, images: Images, targets_n: Tensor, which: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Exact effects of some nodes: site path → (n, V).
 
@@ -56,14 +57,14 @@ def exact_effects(
         DataError: without images.
     """
     parts: dict[str, list[Tensor]] = {path: [] for path in which}
-    for images_bchw, targets_b in progress(
-        with_targets(images, targets_n), "exact effects", total=len(images), unit="batch"
+    for images_bchw, targets_b, of_batch in progress(
+        with_targets_and_nodes(images, targets_n, {"": nodes}), "exact effects", total=len(images), unit="batch"
     ):
         batch = CleanBatch.of(problem, images_bchw, targets_b)
         for site in problem.sites:
             if site.path in which:
                 suffix = Suffix.of(problem, site, images_bchw, targets_b)
-                effects_bv = _ablate_each(suffix, batch, nodes[site.path], which[site.path])
+                effects_bv = _ablate_each(suffix, batch, of_batch[""][site.path], which[site.path])
                 parts[site.path].append(effects_bv.cpu())
     if not len(targets_n):
         raise DataError("no images to ablate nodes on", fix="Give at least one image.")
@@ -77,9 +78,9 @@ def _ablate_each(suffix: Suffix, batch: CleanBatch, nodes: SiteNodes, which_v: T
     which_v = which_v.to(x_bpd.device) % n_nodes(dictionary)
     effects_bv = batch.objective_b.new_zeros(len(x_bpd), len(which_v))
     n_rows = max(MIN_ROWS, len(x_bpd))
-    n_at_once = n_images_at_once(dictionary, x_bpd.shape[1])
-    for start in range(0, len(x_bpd), n_at_once):
-        moves = _Moves(nodes, x_bpd[start : start + n_at_once])
+    start = 0
+    for x, of_images in nodes.chunks(x_bpd):
+        moves = _Moves(of_images, x)
         image_r, place_r = moves.leaving(which_v).nonzero(as_tuple=True)
         for image, place in zip(image_r.split(n_rows), place_r.split(n_rows), strict=True):
             if not len(image):
@@ -92,6 +93,7 @@ def _ablate_each(suffix: Suffix, batch: CleanBatch, nodes: SiteNodes, which_v: T
                 partial(torch.add, moves.of(image, which_v[place])),
             )
             effects_bv[image + start, place] = batch.objective_b[image + start] - values_r
+        start += len(x)
     return effects_bv
 
 

@@ -10,6 +10,7 @@ ablated, up to the error of the rule.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def ig(
 
 
 def mean_gradient(suffix: Suffix, batch: CleanBatch, state: Tensor, rule: Rule) -> Tensor:
-    """∂m/∂x (B, P, D), averaged by `rule` from `state` (D,) or (P, D) to each image's own vectors.
+    """∂m/∂x (B, P, D), averaged by `rule` from `state` (D,), (P, D) or (B, P, D) to each image's own vectors.
 
     No pass holds more rows than there are images in the batch.
 
@@ -62,10 +63,13 @@ def mean_gradient(suffix: Suffix, batch: CleanBatch, state: Tensor, rule: Rule) 
     n_points_at_once = min(n_points, n_images)
     alphas, weights = (torch.tensor(values, dtype=state.dtype, device=state.device) for values in rule)
     parts = []
-    for images, targets in zip(batch.images_bchw.split(n_at_once), batch.targets_b.split(n_at_once), strict=True):
+    states = state.split(n_at_once) if state.ndim == 3 else repeat(state)
+    for images, targets, of_images in zip(
+        batch.images_bchw.split(n_at_once), batch.targets_b.split(n_at_once), states, strict=False
+    ):
         sums: list[Tensor] = []
         for some, of_some in zip(alphas.split(n_points_at_once), weights.split(n_points_at_once), strict=True):
-            gradient_rpd = _gradient(suffix, images, targets, state, some)
+            gradient_rpd = _gradient(suffix, images, targets, of_images, some)
             sums.append(torch.einsum("bnpd,n->bpd", gradient_rpd.unflatten(0, (len(images), len(some))), of_some))
         parts.append(torch.stack(sums).sum(0))
     return torch.cat(parts)
@@ -79,7 +83,8 @@ def _gradient(suffix: Suffix, images_bchw: Tensor, targets_b: Tensor, state: Ten
     leaves: list[Tensor] = []
 
     def between(x_rpd: Tensor) -> Tensor:
-        leaves.append(torch.lerp(state.expand_as(x_rpd), x_rpd, alphas_r).detach().requires_grad_())
+        from_rpd = state[rows_r] if state.ndim == 3 else state.expand_as(x_rpd)
+        leaves.append(torch.lerp(from_rpd, x_rpd, alphas_r).detach().requires_grad_())
         return leaves[-1]
 
     with torch.inference_mode(False), torch.enable_grad():

@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mis_lab.circuit.baselines import SiteNodes, mean, zero
-from mis_lab.circuit.config import Objective
-from mis_lab.circuit.dictionaries import Neurons, SaeFeatures, n_nodes
+from mis_lab.circuit.baselines import SiteNodes, mean, mean_image, zero
+from mis_lab.circuit.circuit import Circuit, rank
+from mis_lab.circuit.config import EffectMethod, Objective
+from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures, n_nodes
+from mis_lab.circuit.effects import InputPath, node_effects
 from mis_lab.circuit.objectives import OBJECTIVES, Problem
+from mis_lab.circuit.patching import PatchedNodes
+from mis_lab.circuit.quadrature import midpoint
 from mis_lab.circuit.splice import ablations
 from mis_lab.core.seeding import generator
 from mis_lab.dataset.config import TransformConfig
@@ -125,6 +129,21 @@ class Toy:
             kept[path][node] = False
             found.append(self.objective(kind, self.kept(kind)) - self.objective(kind, kept))
         return torch.stack(found, dim=1)
+
+    def dictionaries(self, kind: str) -> dict[str, NodeDictionary]:
+        """Site path → which nodes."""
+        return {path: nodes.dictionary for path, nodes in self.node_sets[kind].items()}
+
+    def patched(self, kind: str, places: Sequence[int]) -> PatchedNodes:
+        """Nodes that become what they are on the image at each of `places`, in batches like the images'."""
+        partners = self.all_images[list(places)].split([len(batch) for batch in self.images])
+        return PatchedNodes(self.problem, self.dictionaries(kind), partners)
+
+    def circuit(self, kind: str) -> Circuit:
+        """All live nodes by attribution patching."""
+        path = InputPath(mean_image(self.images), midpoint(1))
+        found = node_effects(self.problem, self.node_sets, self.images, self.targets_n, EffectMethod.atp, path)
+        return rank(kind, found[kind])
 
 
 class Spliced(nn.Module):

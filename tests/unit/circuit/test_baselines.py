@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mis_lab.circuit import baselines, dictionaries
-from mis_lab.circuit.baselines import mean, mean_image, zero
+from mis_lab.circuit.baselines import mean, mean_image, mean_per_position, zero
 from mis_lab.circuit.dictionaries import n_nodes
 from mis_lab.core.errors import DataError
 
@@ -21,6 +21,17 @@ def test_mean_is_per_position_for_tokens_alone(make_toy, network: str, dims: tup
         torch.testing.assert_close(nodes.error, (x_bpd - output.reconstruction).mean(dims))
         torch.testing.assert_close(nodes.state, x_bpd.mean(dims))
         torch.testing.assert_close(toy.node_sets["neuron"][path].state, x_bpd.mean(dims))
+
+
+@pytest.mark.parametrize("network", ["relu", "tokens"])
+def test_mean_per_position_keeps_positions_of_maps_apart_too(make_toy, network: str) -> None:
+    toy = make_toy(network, baseline=mean_per_position)
+    for path, x_bpd in toy.clean()[1].items():
+        nodes, output = toy.node_sets["feature"][path], toy.saes[path](x_bpd)
+        torch.testing.assert_close(nodes.features, output.codes.mean(0))
+        torch.testing.assert_close(nodes.error, (x_bpd - output.reconstruction).mean(0))
+        torch.testing.assert_close(nodes.state, x_bpd.mean(0))
+        torch.testing.assert_close(toy.node_sets["neuron"][path].state, x_bpd.mean(0))
 
 
 def test_zero_ends_at_the_dictionarys_offset(make_toy) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mis_lab.circuit.config import CircuitConfig
+from mis_lab.circuit.config import Baseline, CircuitConfig, Objective, Pairing, Target
 from mis_lab.core.errors import ConfigError
 
 
@@ -28,6 +28,27 @@ def test_zero_images_means_all_and_less_is_an_error(name: str) -> None:
 def test_min_effect_is_positive(value: float) -> None:
     with pytest.raises(ConfigError, match=r"circuit\.min_effect"):
         CircuitConfig(min_effect=value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": Target.chosen}, "circuit.target_class is what circuit.target=chosen needs"),
+        ({"target_class": "3"}, "circuit.target_class is what circuit.target=chosen needs"),
+        ({"pairs_file": "pairs.csv"}, "circuit.pairs_file is what circuit.baseline=counterfactual"),
+        ({"baseline": Baseline.counterfactual, "pairing": Pairing.file}, "circuit.pairs_file is what"),
+        ({"baseline": Baseline.resample, "pairs_file": "p.csv"}, "circuit.pairs_file is what"),
+        ({"other_class": "2"}, "circuit.other_class is for circuit.objective=logit_diff, not logit"),
+    ],
+)
+def test_options_that_go_together_come_together(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CircuitConfig(**options)
+
+
+def test_options_that_go_together_do() -> None:
+    CircuitConfig(target=Target.chosen, target_class="3", objective=Objective.logit_diff, other_class="2")
+    CircuitConfig(baseline=Baseline.counterfactual, pairing=Pairing.file, pairs_file="pairs.csv")
 
 
 def test_options_load_without_torch() -> None:

@@ -15,8 +15,11 @@ from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import rank
 from mis_lab.circuit.config import CircuitConfig, EffectMethod
 from mis_lab.circuit.effects import node_effects
-from mis_lab.circuit.faithfulness import Curve, circuit_sizes, evaluate, objective_of_circuits
+from mis_lab.circuit.faithfulness import MIB_FRACTIONS, Curve, circuit_sizes, evaluate, fraction_sizes
+from mis_lab.circuit.objectives import kl, with_targets
 from mis_lab.circuit.quadrature import midpoint
+from mis_lab.circuit.running import objective_of_circuits
+from mis_lab.circuit.targets import clean_logits
 from mis_lab.core.errors import DataError, MisLabError
 from mis_lab.core.seeding import generator, numpy_generator
 
@@ -58,8 +61,10 @@ def test_ends_are_exactly_0_and_1(make_toy, network, baseline, kind) -> None:
         assert interval[-1] == 1
     assert (curve.random[:, 0] == 0).all()
     assert (curve.random[:, -1] == 1).all()
-    # The network itself and the state alone, to the bit.
-    assert torch.equal(torch.tensor(curve.values[-1]).float(), toy.clean()[0])
+    # The network itself to the bit, on the same batches: another batch size may round otherwise.
+    batches = with_targets(toy.images, toy.targets_n)
+    clean = torch.cat([toy.problem.observe(*batch).objective_b for batch in batches])
+    assert torch.equal(torch.tensor(curve.values[-1]).float(), clean)
     empty = toy.objective(kind, toy.kept(kind, False))
     torch.testing.assert_close(torch.tensor(curve.values[0]).float(), empty, rtol=1e-6, atol=1e-6)
 
@@ -167,6 +172,51 @@ def test_area_intervals_enclose_their_estimates() -> None:
     curve = some_curve(40)
     assert curve.cpr.low < curve.cpr.estimate < curve.cpr.high
     assert curve.cmd.low < curve.cmd.estimate < curve.cmd.high
+
+
+def test_on_the_logarithmic_axis_a_decade_counts_as_much_as_any() -> None:
+    # Faithfulness 0.2, 0.6, 1 at shares 0.01, 0.1, 1: means of the two decades are 0.4 and 0.8.
+    values = np.array([[0.0], [0.2], [0.6], [1.0]])
+    curve = Curve("feature", np.array([0, 1, 10, 100]), values, values[None], values[-1], 10, seed=0)
+    assert curve.cpr_log.estimate == pytest.approx(0.6)
+    assert curve.cmd_log.estimate == pytest.approx(0.4)
+    assert curve.cpr.estimate == pytest.approx(0.01 * 0.1 + 0.09 * 0.4 + 0.9 * 0.8)
+
+
+def test_a_circuit_as_good_as_the_network_at_every_size_has_cpr_1_and_cmd_0_on_the_logarithmic_axis() -> None:
+    values = np.array([[0.0], [5.0], [5.0], [5.0]])
+    curve = Curve("feature", np.array([0, 1, 3, 100]), values, values[None], values[-1], 10, seed=0)
+    assert curve.cpr_log.estimate == pytest.approx(1)
+    assert curve.cmd_log.estimate == 0
+    single = Curve("feature", np.array([0, 1]), values[:2], values[None, :2], values[1], 10, seed=0)
+    assert (single.cpr_log.estimate, single.cmd_log.estimate) == (1, 0)
+
+
+def test_shares_of_the_benchmark_become_sizes() -> None:
+    assert fraction_sizes(1000).tolist() == [0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    assert fraction_sizes(12).tolist() == [0, 1, 2, 6, 12]
+    assert fraction_sizes(40, (0.1, 0.5)).tolist() == [0, 4, 20, 40]
+
+
+def test_a_curve_at_given_shares(make_toy) -> None:
+    toy = make_toy("relu")
+    circuit = circuit_of(toy, "feature")
+    nodes, data = toy.node_sets["feature"], (toy.images, toy.targets_n)
+    curve = evaluate(toy.problem, nodes, circuit, *data, CONFIG, 0, fractions=MIB_FRACTIONS)
+    assert curve.sizes.tolist() == fraction_sizes(len(circuit)).tolist()
+    for size, values in zip(curve.sizes[:-1].tolist(), curve.values[:-1], strict=True):
+        np.testing.assert_allclose(values, toy.objective("feature", circuit.top(size).kept()), rtol=1e-10)
+
+
+def test_faithfulness_of_any_objective_is_between_the_network_and_nothing(make_toy) -> None:
+    toy = make_toy("relu")
+    circuit, nodes = circuit_of(toy, "feature"), toy.node_sets["feature"]
+    toy.problem = replace(toy.problem, objective=kl)
+    clean = clean_logits(toy.problem.model, toy.images)
+    curve = evaluate(toy.problem, nodes, circuit, toy.images, clean, CONFIG, 0)
+    assert not curve.values[-1].any()
+    assert (curve.values[:-1] <= 1e-12).all()
+    assert curve.faithfulness.estimate[-1] == 1
 
 
 def test_one_live_node_still_has_a_curve(make_toy) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mis_lab.circuit.baselines import BASELINES
 from mis_lab.circuit.circuit import ERROR
-from mis_lab.circuit.config import Baseline, CircuitConfig, EffectMethod, Target
+from mis_lab.circuit.config import CircuitConfig, EffectMethod, Target
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.core.errors import ConfigError, DataError, MisLabError, StoreError
@@ -111,7 +112,7 @@ def test_labels_as_targets(run) -> None:
 
 
 @pytest.mark.parametrize("method", EffectMethod)
-@pytest.mark.parametrize("baseline", Baseline)
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("network", ["relu", "tokens"])
 def test_every_method_and_baseline_runs_and_disk_gives_it_back(run, tmp_path, method, baseline, network) -> None:
     result = run(replace(CONFIG, method=method, baseline=baseline), network)
@@ -122,7 +123,7 @@ def test_every_method_and_baseline_runs_and_disk_gives_it_back(run, tmp_path, me
     assert torch.equal(again.mean_image, result.mean_image)
     for kind, found in result.kinds.items():
         assert again.kinds[kind].circuit.nodes == found.circuit.nodes
-        assert again.kinds[kind].sites == found.sites
+        assert repr(again.kinds[kind].sites) == repr(found.sites)  # gaps may be NaN
         assert torch.equal(again.kinds[kind].shown_effects, found.shown_effects)
         for name in ("sizes", "values", "random_values", "live_values"):
             assert np.array_equal(getattr(again.kinds[kind].curve, name), getattr(found.curve, name))

@@ -76,7 +76,7 @@ def test_floats_written_differently_have_one_key_but_an_integer_is_another() -> 
 
 
 def test_names_in_a_tuple_are_plain_and_no_enum_passes_for_one() -> None:
-    class Word(str, Enum):
+    class Word(str, Enum):  # noqa: UP042
         a = "x"
 
     assert plain(("b", "c")) == ["b", "c"]
