@@ -11,8 +11,8 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from torch.nn.functional import cross_entropy
 
+from mis_lab.circuit.attribution import site_gradients
 from mis_lab.circuit.config import Objective
-from mis_lab.circuit.effects import site_gradients
 from mis_lab.circuit.objectives import OBJECTIVES, kl, log_prob, logit, logit_diff, logit_diff_to
 from mis_lab.circuit.targets import clean_logits
 
