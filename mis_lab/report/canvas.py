@@ -93,10 +93,10 @@ class Canvas:
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = "rule", thick: int = 1) -> None:
         self._draw.line((x1, y1, x2, y2), palette()[colour], thick)
 
-    def dot(self, x: float, y: float, radius: float, colour: str, hollow: bool = False) -> None:
-        """A disc, with a ring of paper around it so that neighbours stay apart; `hollow` for a ring."""
-        fill, ring = (palette()["paper"], palette()[colour]) if hollow else (palette()[colour], palette()["paper"])
-        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill, ring)
+    def dot(self, x: float, y: float, radius: float, colour: str) -> None:
+        """A disc, with a ring of paper around it so that neighbours stay apart."""
+        colours = palette()
+        self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), colours[colour], colours["paper"])
 
 
 def shortened(text: str, most: float, face: ImageFont.FreeTypeFont) -> str:

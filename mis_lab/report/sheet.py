@@ -26,7 +26,7 @@ OUTCOME_COLOURS = {Outcome.right: "ink", Outcome.tie: "faint", Outcome.wrong: "n
 WEAK_SIDES = {"bottom": "Least activating", "random": "Random images", "within_class": "Random, same classes"}
 TILE, QUERY, ROW_TILE = 108, 136, 66  # pixels
 GAP, EDGE, INSET, CAPTION = 6, 32, 12, 22
-HEADER, PANEL_HEAD, BESIDE, NARROWEST = 124, 72, 34, 940
+HEADER, PANEL_HEAD, BESIDE, NARROWEST, NARROWEST_SIDE = 124, 72, 34, 924, 230
 N_SHOWN = 3  # explanations a side in an overview
 
 Activations = Mapping[int, float]  # image index → the unit's image activation
@@ -64,29 +64,33 @@ class _Panel:
         k = unit.settings.n_explanations
         self.columns = math.ceil(math.sqrt(k))
         self.cell = TILE + (GAP if activations is None else CAPTION + 2)
-        self.side = self.columns * (TILE + GAP) - GAP + 2 * INSET
+        self.grid = self.columns * (TILE + GAP) - GAP
+        self.side = max(self.grid + 2 * INSET, NARROWEST_SIDE)
         self.queries = 2 * (QUERY + CAPTION + 3 * GAP)
-        self.inside = max(math.ceil(k / self.columns) * self.cell + 2 * INSET - GAP, self.queries)
-        self.width = max(2 * (self.side + BESIDE) + QUERY, NARROWEST)
+        self.box = math.ceil(k / self.columns) * self.cell + 2 * INSET - GAP
+        self.inside = max(self.box, self.queries)
+        self.across = 2 * (self.side + BESIDE) + QUERY
+        self.width = max(self.across, NARROWEST)
         self.height = PANEL_HEAD + self.inside
 
     def draw(self, canvas: Canvas, task: UnitTask, x: int, y: int) -> None:
-        unit, right = self.unit, x + self.width - self.side
+        unit, start = self.unit, x + (self.width - self.across) // 2
         canvas.line(x, y, x + self.width, y)
         canvas.text(x, y + 14, self._name(task), 17, bold=True)
         words = f"Δ {fixed(task.margin, 4, True)}    σ(Δ/τ) {fixed(task.probability)}    "
         _told_outcome(canvas, task, words, x + self.width, y + 14)
         weak, strong = named(WEAK_SIDES, unit.negatives), "Strongly activating"
         for left, words, colour, images in (
-            (x, weak, WEAK, task.explanations_negative),
-            (right, strong, STRONG, task.explanations_positive),
+            (start, weak, WEAK, task.explanations_negative),
+            (start + self.across - self.side, strong, STRONG, task.explanations_positive),
         ):
-            canvas.text(left + self.side / 2, y + PANEL_HEAD - 7, words, 15, colour, True, "ms")
-            canvas.box(left, y + PANEL_HEAD, self.side, self.inside, line=colour)
+            top = y + PANEL_HEAD + (self.inside - self.box) // 2
+            canvas.text(left + self.side / 2, top - 7, words, 15, colour, True, "ms")
+            canvas.box(left, top, self.side, self.box, line=colour)
             for place, image in enumerate(images):
                 row, column = divmod(place, self.columns)
-                at = left + INSET + column * (TILE + GAP), y + PANEL_HEAD + INSET + row * self.cell
-                self._tile(canvas, image, *at, TILE, "rule")
+                across = left + (self.side - self.grid) // 2 + column * (TILE + GAP)
+                self._tile(canvas, image, across, top + INSET + row * self.cell, TILE, "rule")
         centre = x + self.width // 2
         canvas.text(centre, y + PANEL_HEAD - 7, "Which one belongs right?", 13, "muted", anchor="ms")
         top = y + PANEL_HEAD + (self.inside - self.queries) // 2 + 2 * GAP
@@ -144,13 +148,17 @@ def _margins(canvas: Canvas, unit: UnitTasks, marked: Collection[int], left: int
     x = _margin_scale(unit, left + 14, right - 14)
     canvas.text((left + right) / 2, y - 46, f"{GLOSSARY['margin'].label} of every task", 12, "muted", anchor="ma")
     canvas.line(left, y, right, y, "faint")
-    canvas.line(x(0), y - 14, x(0), y + 14, "muted")
+    canvas.line(x(0), y - 7, x(0), y + 14, "muted")
     canvas.text(x(0), y + 19, "0", 12, "muted", anchor="ma")
-    for task in sorted(unit.tasks, key=lambda task: task.number in marked):
-        large = task.number in marked
-        canvas.dot(x(task.margin), y, 8 if large else 5, OUTCOME_COLOURS[task.outcome])
-        if large:
-            canvas.text(x(task.margin), y - 12, str(task.number), 12, bold=True, anchor="ms")
+    for task in unit.tasks:
+        canvas.dot(x(task.margin), y, 5, OUTCOME_COLOURS[task.outcome])
+    written = -math.inf  # where the last number ends: those of equal margins would lie on each other
+    for task in (task for task in reversed(unit.by_margin) if task.number in marked):
+        at, half = x(task.margin), canvas.text_width(str(task.number), 12, True) / 2
+        canvas.dot(at, y, 8, OUTCOME_COLOURS[task.outcome])
+        if at - half > written + 3:
+            canvas.text(at, y - 12, str(task.number), 12, bold=True, anchor="ms")
+            written = at + half
 
 
 def _margin_scale(unit: UnitTasks, start: float, end: float) -> Scale:

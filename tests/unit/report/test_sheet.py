@@ -131,6 +131,9 @@ def test_no_text_lies_on_another_or_outside(said, k, negatives):
     said.clear()
     overview(unit, Plain(80))
     assert_apart(said)
+    said.clear()
+    sheet(made(k, [0.5, 0.501]), Plain(80))  # numbers of the same margin
+    assert_apart(said)
 
 
 def test_what_a_sheet_says(said):
