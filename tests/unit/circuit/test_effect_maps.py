@@ -23,8 +23,9 @@ def maps_of(toy, kind: str, method: EffectMethod, which):
 
 
 @pytest.mark.parametrize("method", WITH_MAPS)
-def test_maps_sum_to_the_effects(make_toy, nonlinear, kind, method, monkeypatch) -> None:
-    toy = make_toy(nonlinear)
+@pytest.mark.parametrize("network", ["relu", "tokens"])
+def test_maps_sum_to_the_effects(make_toy, network, kind, method, monkeypatch) -> None:
+    toy = make_toy(network)
     path = InputPath(mean_image(toy.images), RULES[Quadrature.midpoint](3))
     whole = node_effects(toy.problem, toy.node_sets, toy.images, toy.targets_n, method, path)[kind]
     which = {site.path: torch.tensor([4, -1, 2]) for site in toy.problem.sites}

@@ -71,12 +71,13 @@ def test_a_subset_in_any_order_has_the_effects_of_the_whole(make_toy, nonlinear,
         torch.testing.assert_close(effects_nv, whole[path].per_image[:, which[path]], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_rows", [1, 5, 1000])
-def test_rows_of_a_pass_do_not_matter(make_toy, nonlinear, kind, n_rows, monkeypatch) -> None:
-    toy = make_toy(nonlinear)
+@pytest.mark.parametrize("n_rows", [5, 1000])
+def test_rows_of_a_pass_do_not_matter(make_toy, kind, n_rows, monkeypatch) -> None:
+    toy = make_toy("relu")
+    toy.node_sets = {kind: toy.node_sets[kind]}
     expected = effects_of(toy)[kind]
     monkeypatch.setattr(exact, "MIN_ROWS", n_rows)
-    for images in (toy.images, [*toy.all_images.split(1)]):
+    for images in ([toy.all_images], [*toy.all_images.split(1)]):
         for path, found in effects_of(toy, images)[kind].items():
             torch.testing.assert_close(found.per_image, expected[path].per_image, rtol=1e-9, atol=1e-12)
 

@@ -73,9 +73,9 @@ def as_nodes(of_codes: Tensor, of_error: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rule", CAPTUM)
-@pytest.mark.parametrize("sae", ["relu", "topk"])
-def test_captum_integrates_features_and_error_to_the_same(make_toy, nonlinear, baseline, sae, rule) -> None:
-    toy = make_toy(nonlinear, sae=sae, baseline=baseline)
+@pytest.mark.parametrize(("network", "sae"), [("relu", "topk"), ("before_relu", "relu"), ("tokens", "topk")])
+def test_captum_integrates_features_and_error_to_the_same(make_toy, network, sae, rule) -> None:
+    toy = make_toy(network, sae=sae)
     method, tolerance = CAPTUM[rule]
     found = effects_of(toy, rule, n_steps=8)
     for path in toy.node_sets["feature"]:
@@ -116,8 +116,8 @@ def at_image(toy, path: str, image_bchw: Tensor) -> SiteNodes:
 
 
 @pytest.mark.parametrize("rule", Quadrature)
-def test_is_the_slow_integral_with_neurons_as_leaves(make_toy, nonlinear, baseline, rule) -> None:
-    toy = make_toy(nonlinear, baseline=baseline)
+def test_is_the_slow_integral_with_neurons_as_leaves(make_toy, baseline, rule) -> None:
+    toy = make_toy("tokens", baseline=baseline)
     found = effects_of(toy, rule, n_steps=5)["neuron"]
     for path, x_bpd in toy.clean()[1].items():
         state, expected = toy.node_sets["neuron"][path].state, 0
