@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from mis_lab.sae.evaluate import evaluate_reconstruction
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SAE = BENCHMARKS / "sae"
+SAE, MIS = BENCHMARKS / "sae", BENCHMARKS / "mis"
 SCRIPTS = [path for path in sorted(BENCHMARKS.rglob("*.py")) if "ArgumentParser(" in path.read_text(encoding="utf-8")]
 TINY = ["--width", "8", "--features", "16", "--batch", "32", "--k", "2"]
 
@@ -40,6 +41,13 @@ def importable(folder: Path) -> Iterator[None]:
 def sae() -> Iterator[Callable[[str], Any]]:
     """Imports a module of benchmarks/sae."""
     with importable(SAE):
+        yield importlib.import_module
+
+
+@pytest.fixture
+def mis() -> Iterator[Callable[[str], Any]]:
+    """Imports a module of benchmarks/mis."""
+    with importable(MIS):
         yield importlib.import_module
 
 
@@ -232,6 +240,82 @@ def test_pareto_reads_runs(sae: Callable[[str], Any], tmp_path: Path) -> None:
     assert first[6] == "", "no value where a seed has none"
     pareto.figure(points, tmp_path / "pareto.svg")
     assert "FVU at a" in (tmp_path / "pareto.svg").read_text(encoding="utf-8")
+
+
+# ---- scoring at scale
+
+
+def test_end_to_end_scores_the_same_tasks(mis: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    end_to_end = mis("end_to_end")
+    assert end_to_end.main(["--small"]) == 0
+    printed = capsys.readouterr().out
+    assert "ratio: " in printed
+    assert "largest difference on the same ids" in printed
+    small = ["--images", "300", "--tasks", "6", "--units", "5", "--width", "32"]
+    assert end_to_end.main([*small, "--alone", "plain"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] > 0
+
+
+def test_end_to_end_sees_a_wrong_score_and_a_wrong_id(
+    mis: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_to_end = mis("end_to_end")
+    given, right = end_to_end.problem(300, 5, 6, 32), end_to_end.ours
+    found = right(given)
+    tasks = found.tasks
+    monkeypatch.setattr(end_to_end, "ours", lambda _: replace(found, tasks=tasks._replace(query_positive=tasks[3])))
+    with pytest.raises(AssertionError):
+        end_to_end.difference(given)
+    monkeypatch.setattr(end_to_end, "ours", lambda _: found)
+    monkeypatch.setattr(end_to_end, "TEMPERATURE", 0.2)
+    assert end_to_end.difference(given) > end_to_end.TOLERANCE
+
+
+def test_the_plain_implementation_finds_a_unit_that_sees_a_direction(mis: Callable[[str], Any]) -> None:
+    end_to_end = mis("end_to_end")
+    noise = end_to_end.problem(400, 3, 40, 32)
+    seeing = noise._replace(a_nu=noise.embedding.rows[:, :3].contiguous())
+    soft, hard = end_to_end.plain(seeing)
+    assert (hard > 0.75).all()
+    ours = end_to_end.ours(seeing).scores
+    assert abs(float(soft.mean()) - float(ours.soft.estimate.mean())) < 0.05
+    assert abs(float(end_to_end.plain(noise)[1].mean()) - 0.5) < 0.15
+
+
+def test_full_scale_measures_the_cost_of_a_unit(mis: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    some = ["--units", "60", "--few", "10", "--images", "600", "--tasks", "8", "--width", "32", "--rounds", "2"]
+    mis("full").main(some)
+    printed = capsys.readouterr().out
+    assert "60 units, 600 images, 8 tasks a unit" in printed
+    assert "cost of a unit among many, over that among few" in printed
+    assert printed.count("standard errors from one half") == 2
+
+
+def test_streams_are_seeded_and_do_not_depend_on_who_asks(mis: Callable[[str], Any]) -> None:
+    stream = mis("simulated").Stream(50, 4)
+    first, again = ([x_bpd for _, x_bpd in stream.images(16)] for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert [len(x_bpd) for x_bpd in first] == [16, 16, 16, 2]
+    assert stream.seconds > 0
+
+
+def test_rare_features_are_understood(mis: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    rare = mis("rare")
+    assert rare.main(["--images", "6000", "--rate", "0.04", "--features", "2"]) == 0
+    assert rare.main(["--images", "6000", "--rate", "0.005", "--features", "2"]) == 1, "too rare for 20 tasks"
+    capsys.readouterr()
+
+
+def test_scoring_is_compared_with_its_definition(
+    mis: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scoring = mis("scoring")
+    monkeypatch.setattr(scoring, "LIMIT", 1000)  # times this short say nothing
+    small = ["--images", "500", "--width", "16", "--tasks", "300", "--rounds", "2"]
+    assert scoring.main(small) == 0
+    assert "ids as of sorting and of units one by one: True" in capsys.readouterr().out
+    monkeypatch.setattr(scoring, "defined", lambda tasks, _: torch.zeros(tasks.query_positive.shape[1]))
+    assert scoring.main(small) == 1
 
 
 # ---- other libraries

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def test_floats_written_differently_have_one_key_but_an_integer_is_another() -> 
 
 
 def test_names_in_a_tuple_are_plain_and_no_enum_passes_for_one() -> None:
-    class Word(str, Enum):  # noqa: UP042
+    class Word(StrEnum):
         a = "x"
 
     assert plain(("b", "c")) == ["b", "c"]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,3 +315,16 @@ def test_bad_input(stored, embedding):
 def test_every_image_has_an_id_of_its_own(ids, words):
     with pytest.raises(DataError, match=words):
         require_ids(ids)
+
+
+def test_the_documented_lines_score_in_jobs(stored, embedding, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text(encoding="utf-8")
+    known = {
+        **{"stored": stored, "source": Neurons(SITE.width), "embedding": embedding, "config": CONFIG, "seed": 0},
+        **{"folder": tmp_path, "image_slices": image_slices, "pool_part": pool_part, "score_units": score_units},
+        **{"write_tensors": write_tensors, "read_tensors": read_tensors, "UnitScores": UnitScores},
+    }
+    for name in ("images", "units"):
+        lines = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", page, re.S).group(1)
+        exec(lines.replace("1000", "5"), known)
+    assert_same(known["scores"], score_units(stored, Neurons(SITE.width), embedding, CONFIG, 0), slice(None))
