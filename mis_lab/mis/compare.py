@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import t as student
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
-from mis_lab.mis.differences import holm, mann_whitney, resampled_interval, unit_bootstrap
+from mis_lab.mis.differences import holm, mann_whitney, unit_bootstrap
 from mis_lab.mis.score import outcomes
 from mis_lab.mis.tasks import group_codes
 from mis_lab.mis.unit_scores import UnitScores
@@ -208,6 +209,10 @@ def group_bootstrap(
     mean of its tasks' outcomes, sigmoid(Δ/τ) for ``soft``. A unit none of whose tasks was drawn is left out
     of that resample. Units, explanations and negative queries are held fixed, so the interval tells how far
     a few scenes carry the difference and nothing about other units.
+
+    The interval is Student's around the estimate, with the standard error of the resamples: percentiles of 18 scenes
+    leave out a difference of zero in 10 of 100 cases. Groups count by their share w of the tasks, G_eff = 1 / Σw²
+    (Kish 1965), of the set where that is less; one group that has nearly all tasks leaves next to nothing to say.
     """
     estimate = summarise(a, negatives, measure).mean - summarise(b, negatives, measure).mean
     codes = group_codes(a.image_groups).numpy()
@@ -230,7 +235,21 @@ def group_bootstrap(
             means.append(np.where(n_units > 0, unit_scores.sum(0) / np.maximum(n_units, 1), np.nan))
         differences.append(means[0] - means[1])
     resampled = np.concatenate(differences)
-    return resampled_interval(estimate, resampled[np.isfinite(resampled)]), n_groups
+    n_effective = min(_effective_groups(counts_ug) for _, counts_ug in tables)
+    return _student(estimate, resampled[np.isfinite(resampled)], n_effective), n_groups
+
+
+def _effective_groups(counts_ug: sparse.csr_matrix) -> float:
+    per_group = np.asarray(counts_ug.sum(0))
+    return float(per_group.sum() ** 2 / (per_group**2).sum())
+
+
+def _student(estimate: float, resampled: np.ndarray, n: float) -> Interval:
+    """95 % interval with the standard error of `resampled`, of which each is made of `n` groups."""
+    if n < 1 + 1e-9 or len(resampled) < 2:
+        return Interval(estimate, np.nan, np.nan)
+    half = float(student.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)) * resampled.std(ddof=1))
+    return Interval(estimate, estimate - half, estimate + half)
 
 
 def _outcomes_by_group(

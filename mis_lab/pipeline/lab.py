@@ -37,8 +37,8 @@ VERSIONS = {
     "sae": 2,
     "evaluate": 2,
     "metric": 1,
-    "mis": 2,
-    "compare": 1,
+    "mis": 3,
+    "compare": 2,
     "circuit": 1,
 }
 Log = Callable[[str, Mapping[str, float], int], None]
