@@ -212,7 +212,7 @@ def group_bootstrap(
 
     The interval is Student's around the estimate, with the standard error of the resamples: percentiles of 18 scenes
     leave out a difference of zero in 10 of 100 cases. Groups count by their share w of the tasks, G_eff = 1 / Σw²
-    (Kish 1965), of the set where that is less; one group that has nearly all tasks leaves next to nothing to say.
+    (Kish 1965); one group that has nearly all tasks leaves next to nothing to say.
     """
     estimate = summarise(a, negatives, measure).mean - summarise(b, negatives, measure).mean
     codes = group_codes(a.image_groups).numpy()
@@ -235,20 +235,24 @@ def group_bootstrap(
             means.append(np.where(n_units > 0, unit_scores.sum(0) / np.maximum(n_units, 1), np.nan))
         differences.append(means[0] - means[1])
     resampled = np.concatenate(differences)
-    n_effective = min(_effective_groups(counts_ug) for _, counts_ug in tables)
-    return _student(estimate, resampled[np.isfinite(resampled)], n_effective), n_groups
+    return _student(
+        estimate, resampled[np.isfinite(resampled)], [counts_ug.sum(0) for _, counts_ug in tables]
+    ), n_groups
 
 
-def _effective_groups(counts_ug: sparse.csr_matrix) -> float:
-    per_group = np.asarray(counts_ug.sum(0))
-    return float(per_group.sum() ** 2 / (per_group**2).sum())
+def _student(estimate: float, resampled: np.ndarray, tasks_g: list[np.ndarray]) -> Interval:
+    """95 % interval with the standard error of `resampled`; `tasks_g` of either set says how unequal groups are.
 
-
-def _student(estimate: float, resampled: np.ndarray, n: float) -> Interval:
-    """95 % interval with the standard error of `resampled`, of which each is made of `n` groups."""
-    if n < 1 + 1e-9 or len(resampled) < 2:
+    Resamples of groups with effects of variance σ² around the weighted mean have a variance of
+    σ²(Σw² − 2Σw³ + (Σw²)²), where that of the mean is σ²Σw². The set with fewer groups in effect decides.
+    """
+    shares_g = (np.asarray(tasks).ravel() / tasks.sum() for tasks in tasks_g)
+    squares, cubes = max((float((w**2).sum()), float((w**3).sum())) for w in shares_g)
+    of_resamples = squares - 2 * cubes + squares**2
+    if of_resamples < 1e-9 or len(resampled) < 2:
         return Interval(estimate, np.nan, np.nan)
-    half = float(student.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)) * resampled.std(ddof=1))
+    error = resampled.std(ddof=1) * np.sqrt(squares / of_resamples)
+    half = float(student.ppf(0.975, 1 / squares - 1) * error)
     return Interval(estimate, estimate - half, estimate + half)
 
 

@@ -125,9 +125,13 @@ def test_the_interval_over_groups_against_the_procedure_written_out():
     # Scene 0 has the tasks of half the units a alone: six scenes count as fewer.
     tasks_of = np.bincount([image % N_GROUPS for image in range(20)], minlength=N_GROUPS) * 25
     tasks_of[0] += 25
-    n = tasks_of.sum() ** 2 / (tasks_of**2).sum()
+    w = tasks_of / tasks_of.sum()
+    n = 1 / (w**2).sum()
     assert 5 < n < N_GROUPS
-    half = student.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)) * np.std(differences, ddof=1)
+    # How far a weighted mean of group effects moves, and how far resamples of them do, by the effects' covariance.
+    around = np.eye(N_GROUPS) - w
+    widening = np.sqrt((w**2).sum() / np.trace(np.diag(w) @ around @ around.T @ np.diag(w)))
+    half = student.ppf(0.975, n - 1) * widening * np.std(differences, ddof=1)
     assert found.n_groups == N_GROUPS
     interval = found.mean_difference_groups
     assert interval.estimate == pytest.approx(found.mean_difference.estimate)
