@@ -22,7 +22,7 @@ from mis_lab.mis.score import score
 
 SOFT_BANDS = ((0.5, 0.75), (0.75, 0.9), (0.9, 1.0))
 SIZES = (5, 10, TASKS, 100)
-LEAST = 50  # simulations of a kind in a band, for its coverage to be told
+LEAST = 1 / 40  # of the simulations of a kind lie in a band, for its coverage there to be told
 
 
 class Mixture(NamedTuple):
@@ -128,7 +128,7 @@ def _bootstraps(n_simulations: int, n_tasks: int, n_resamples: int, seed: int) -
     for low, high in SOFT_BANDS:
         band = (low <= true) & (true < high)
         by_kind = {kind: covers[band & (of == kind)] for kind in delta_over_tau}
-        worst, kind = min((hits.mean(), kind) for kind, hits in by_kind.items() if len(hits) >= LEAST)
+        worst, kind = min((hits.mean(), kind) for kind, hits in by_kind.items() if len(hits) >= LEAST * n_simulations)
         note = f"mean width {width[band].mean():.3f}; least of {kind} units, {worst:.3f}"
         checks.append(
             share(f"{n_tasks} tasks: coverage of soft from {low:g} to {high:g}", covers[band], 0.90, 1.0, note)

@@ -31,7 +31,7 @@ def module() -> Iterator[Callable[[str], ModuleType]]:
 
 
 def test_what_is_promised_holds_in_a_small_simulation(module):
-    found = module("calibration").checks(100, 100, seed=1, n_images=1000)
+    found = module("calibration").checks(60, 100, seed=1, n_images=1000)
     assert len({check.what for check in found}) == len(found)
     for check in found:
         slack = 4.5 * check.error
