@@ -1,11 +1,19 @@
-"""Confidence intervals: Wilson for proportions, percentile bootstrap for everything else."""
+"""Confidence intervals: Wilson for proportions, percentile bootstrap for everything else.
+
+Plain percentiles are too narrow for few values, and know nothing of values that were not seen. The first is mended by
+the expanded percentiles of Hesterberg (2015), the second, for means of bounded values, by one more value.
+"""
+
+# U rows, each of N values  R resamples
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import norm
+from scipy.stats import t as student
 
 
 class Interval(NamedTuple):
@@ -37,7 +45,7 @@ def percentile_interval(estimate: np.ndarray | float, resampled: np.ndarray, con
     return Interval(estimate, low, high)
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+def student_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean of (n,) independent values with Student's t interval; NaN for none, NaN limits for a single one."""
     n = len(values)
     if not n:
@@ -45,5 +53,68 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     mean = float(np.mean(values))
     if n < 2:
         return Interval(mean, np.nan, np.nan)
-    half = float(t.ppf(0.5 + confidence / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = float(student.ppf(0.5 + confidence / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half)
+
+
+def expanded_confidence(freedom: float, widening: float | None = None, confidence: float = 0.95) -> float:
+    """The confidence of percentiles that cover `confidence` (expanded percentile interval, Hesterberg 2015).
+
+    A resample spreads like a sample whose variance is divided by n instead of n − 1, and percentiles do for the normal
+    distribution what Student's t does for few values. For normal values the result is as wide as the t interval.
+
+    Args:
+        freedom: degrees of freedom, n − 1 for one sample.
+        widening: standard error over that of resamples; √(n/(n − 1)) of one sample by default.
+    """
+    widening = np.sqrt(1 + 1 / freedom) if widening is None else widening
+    return float(1 - 2 * norm.cdf(-widening * student.ppf(0.5 + confidence / 2, freedom)))
+
+
+def mean_interval(values_un: np.ndarray, random: np.random.Generator, n_bootstrap: int) -> Interval:
+    """95 % expanded percentile interval of the mean of each row, (U,); NaN limits where N < 2.
+
+    Rows share the resamples, so that a row's limits depend on no other row.
+    """
+    values_un = np.asarray(values_un, dtype=np.float64)
+    means, n_values = values_un.mean(1), values_un.shape[1]
+    if n_values < 2:
+        return Interval(means, np.full_like(means, np.nan), np.full_like(means, np.nan))
+    return _around(means, values_un, random, n_bootstrap)
+
+
+def bounded_mean_interval(values_un: np.ndarray, random: np.random.Generator, n_bootstrap: int) -> Interval:
+    """95 % interval of the mean of each row, (U,), for values in [0, 1]; it lies in [0, 1].
+
+    :func:`mean_interval` of the values and one more of ½, as Wilson's interval amounts to four more trials, half of
+    them successes. Near a bound the values seen are all alike, and what would lower their mean is rare: one value in
+    twenty is missing from a third of all samples of twenty, whose resamples then miss it, too. The additional value
+    stands for it. The estimate remains the mean of the values. From five values on the interval covers the mean of
+    skewed and two-valued distributions in more than 90 of 100 cases; fewer values are too few for any resampling.
+    """
+    values_un = np.asarray(values_un, dtype=np.float64)
+    one_more = np.concatenate([values_un, np.full((len(values_un), 1), 0.5)], axis=1)
+    return _around(values_un.mean(1), one_more, random, n_bootstrap)
+
+
+def _around(means: np.ndarray, values_un: np.ndarray, random: np.random.Generator, n_bootstrap: int) -> Interval:
+    """Expanded percentiles of means of resampled values, and `means` between them."""
+    n_values = values_un.shape[1]
+    draws = random.integers(0, n_values, (n_bootstrap, n_values))
+    places = draws + np.arange(n_bootstrap)[:, None] * n_values
+    counts_rn = np.bincount(places.ravel(), minlength=n_bootstrap * n_values).reshape(n_bootstrap, n_values)
+    # Rows of resamples: quantiles of columns are slow.
+    resampled_ur = _summable(values_un) @ counts_rn.T.astype(np.float64) / n_values
+    tail = (1 - expanded_confidence(n_values - 1)) / 2
+    low, high = np.quantile(resampled_ur, [tail, 1 - tail], axis=1)
+    return Interval(means, np.minimum(low, means), np.maximum(high, means))
+
+
+def _summable(values_un: np.ndarray) -> np.ndarray:
+    """Values rounded to about 13 digits of their row's largest, so that sums of N of them are exact in any order.
+
+    A matrix product adds up in another order for another number of rows; with these it makes no difference.
+    """
+    n_bits = 52 - math.ceil(math.log2(values_un.shape[1] + 1))
+    _, exponents = np.frexp(np.abs(values_un).max(1, keepdims=True))
+    return np.ldexp(np.rint(np.ldexp(values_un, n_bits - exponents)), exponents - n_bits)

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.stats import t as student
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
-from mis_lab.mis.differences import holm, mann_whitney, resampled_interval, unit_bootstrap
+from mis_lab.mis.differences import holm, mann_whitney, unit_bootstrap
 from mis_lab.mis.score import outcomes
 from mis_lab.mis.tasks import group_codes
 from mis_lab.mis.unit_scores import UnitScores
@@ -208,6 +209,10 @@ def group_bootstrap(
     mean of its tasks' outcomes, sigmoid(Δ/τ) for ``soft``. A unit none of whose tasks was drawn is left out
     of that resample. Units, explanations and negative queries are held fixed, so the interval tells how far
     a few scenes carry the difference and nothing about other units.
+
+    The interval is Student's around the estimate, with the standard error of the resamples: percentiles of 18 scenes
+    leave out a difference of zero in 10 of 100 cases. Groups count by their share w of the tasks, G_eff = 1 / Σw²
+    (Kish 1965); one group that has nearly all tasks leaves next to nothing to say.
     """
     estimate = summarise(a, negatives, measure).mean - summarise(b, negatives, measure).mean
     codes = group_codes(a.image_groups).numpy()
@@ -230,7 +235,25 @@ def group_bootstrap(
             means.append(np.where(n_units > 0, unit_scores.sum(0) / np.maximum(n_units, 1), np.nan))
         differences.append(means[0] - means[1])
     resampled = np.concatenate(differences)
-    return resampled_interval(estimate, resampled[np.isfinite(resampled)]), n_groups
+    return _student(
+        estimate, resampled[np.isfinite(resampled)], [counts_ug.sum(0) for _, counts_ug in tables]
+    ), n_groups
+
+
+def _student(estimate: float, resampled: np.ndarray, tasks_g: list[np.ndarray]) -> Interval:
+    """95 % interval with the standard error of `resampled`; `tasks_g` of either set says how unequal groups are.
+
+    Resamples of groups with effects of variance σ² around the weighted mean have a variance of
+    σ²(Σw² − 2Σw³ + (Σw²)²), where that of the mean is σ²Σw². The set with fewer groups in effect decides.
+    """
+    shares_g = (np.asarray(tasks).ravel() / tasks.sum() for tasks in tasks_g)
+    squares, cubes = max((float((w**2).sum()), float((w**3).sum())) for w in shares_g)
+    of_resamples = squares - 2 * cubes + squares**2
+    if of_resamples < 1e-9 or len(resampled) < 2:
+        return Interval(estimate, np.nan, np.nan)
+    error = resampled.std(ddof=1) * np.sqrt(squares / of_resamples)
+    half = float(student.ppf(0.975, 1 / squares - 1) * error)
+    return Interval(estimate, estimate - half, estimate + half)
 
 
 def _outcomes_by_group(

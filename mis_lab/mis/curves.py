@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mis_lab.core.errors import DataError
-from mis_lab.core.intervals import Interval, mean_interval
+from mis_lab.core.intervals import Interval, student_interval
 from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
 from mis_lab.mis.tasks import pool_needs
 from mis_lab.mis.unit_scores import UnitScores
@@ -101,6 +101,6 @@ def summarise_point(setting: str, x: float, scores: UnitScores) -> list[CurvePoi
     for negatives, result in scores.by_negatives.items():
         values = {name: np.asarray(getattr(result.scores, name).estimate) for name in ("soft", "hard")}
         scored = np.isfinite(values["hard"])
-        soft, hard = (mean_interval(values[name][scored]) for name in ("soft", "hard"))
+        soft, hard = (student_interval(values[name][scored]) for name in ("soft", "hard"))
         points.append(CurvePoint(setting, x, negatives, len(scored), int(scored.sum()), soft, hard))
     return points

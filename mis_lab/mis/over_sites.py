@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mis_lab.core.intervals import Interval, mean_interval
+from mis_lab.core.intervals import Interval, student_interval
 from mis_lab.mis.compare import Comparison
 from mis_lab.mis.pairs import rank_biserial, signed_rank
 
@@ -60,7 +60,7 @@ def over_sites(comparisons: Sequence[Comparison]) -> list[OverSites]:
                 measure=measure,
                 n=len(values),
                 differences=values.tolist(),
-                mean_difference=mean_interval(values),
+                mean_difference=student_interval(values),
                 rank_biserial=float(rank_biserial(values)) if len(values) else float("nan"),
                 p_value=signed_rank(values),
                 least_p=2.0 ** (1 - len(values)) if len(values) else float("nan"),

@@ -5,12 +5,10 @@ of E (Zimmermann, Klindt and Brendel 2024). For an inner product, or minus a squ
 norms cancel: Δ = c (q₊ − q₋)·(mean E₊ − mean E₋), with c = 1 and c = 2.
 """
 
-# U units  N tasks a unit  T tasks in a row  K explanations a side  d width of the embedding  n images  R
-# resamples
+# U units  N tasks a unit  T tasks in a row  K explanations a side  d width of the embedding  n images
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mis_lab.core.errors import DataError
-from mis_lab.core.intervals import Interval, wilson
+from mis_lab.core.intervals import Interval, bounded_mean_interval, mean_interval, wilson
 from mis_lab.core.seeding import derive_seed, numpy_generator
 from mis_lab.mis.draws import hashes, subsets
 from mis_lab.mis.tasks import Tasks
@@ -36,12 +34,13 @@ N_RANDOM_TASKS = 10_000
 class Scores(NamedTuple):
     """Scores of U units, each with its 95 % interval; NaN for units without tasks.
 
-    Intervals take tasks as independent. A unit's tasks share its pool, which can widen the spread by some per cent.
+    Intervals are of the mean over all tasks that could be drawn from the unit's pool. They take tasks as independent;
+    that they share a pool can widen the spread by some per cent.
 
     Attributes:
-        soft: mean of sigmoid(Δ/τ), bootstrap over tasks.
+        soft: mean of sigmoid(Δ/τ), bootstrap over the tasks and one more that is answered by guessing.
         hard: share of tasks with Δ > 0, ties one half, Wilson.
-        delta_over_tau: mean of Δ/τ, bootstrap over tasks.
+        delta_over_tau: mean of Δ/τ, bootstrap over tasks; NaN limits for a single task.
     """
 
     soft: Interval
@@ -169,27 +168,13 @@ def score(margins_un: Tensor, n_tasks_u: Tensor, temperature: float, tie: float,
         if n_tasks == 0:
             continue
         rows = (n_tasks_u == n_tasks).nonzero().flatten()
-        draws = numpy_generator(seed, "bootstrap", "tasks", n_tasks).integers(0, n_tasks, (n_bootstrap, n_tasks))
-        places = draws + np.arange(n_bootstrap)[:, None] * n_tasks
-        counts_rn = np.bincount(places.ravel(), minlength=n_bootstrap * n_tasks).reshape(n_bootstrap, n_tasks)
         for name, outcome in by_measure.items():
-            values_un = outcome[rows, :n_tasks].numpy()
-            means = values_un.mean(1)
+            values_un, random = outcome[rows, :n_tasks].numpy(), numpy_generator(seed, "bootstrap", "tasks", n_tasks)
             if name == "hard":
-                interval = wilson(means, n_tasks)
+                interval = wilson(values_un.mean(1), n_tasks)
+            elif name == "soft":
+                interval = bounded_mean_interval(values_un, random, n_bootstrap)
             else:
-                # rows of resamples: quantiles of columns are slow
-                resampled_ur = _summable(values_un) @ counts_rn.T.astype(np.float64) / n_tasks
-                interval = Interval(means, *np.quantile(resampled_ur, [0.025, 0.975], axis=1))
+                interval = mean_interval(values_un, random, n_bootstrap)
             results[name][:, rows.numpy()] = interval
     return Scores(**{name: Interval(*values) for name, values in results.items()})
-
-
-def _summable(values_un: np.ndarray) -> np.ndarray:
-    """Values rounded to about 13 digits of their row's largest, so that sums of N of them are exact in any order.
-
-    A matrix product adds up in another order for another number of rows; with these it makes no difference.
-    """
-    n_bits = 52 - math.ceil(math.log2(values_un.shape[1] + 1))
-    _, exponents = np.frexp(np.abs(values_un).max(1, keepdims=True))
-    return np.ldexp(np.rint(np.ldexp(values_un, n_bits - exponents)), exponents - n_bits)

@@ -37,7 +37,7 @@ VERSIONS = {
     "sae": 2,
     "evaluate": 2,
     "metric": 1,
-    "mis": 2,
+    "mis": 3,
     "further": 1,
     "curves": 1,
     "reseeds": 1,

@@ -4,9 +4,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import binom, binomtest, bootstrap, norm, ttest_1samp
+from scipy.stats import t as student
 
-from mis_lab.core.intervals import mean_interval, percentile_interval, wilson
+from mis_lab.core.intervals import (
+    bounded_mean_interval,
+    expanded_confidence,
+    mean_interval,
+    percentile_interval,
+    student_interval,
+    wilson,
+)
+
+ROWS = st.integers(1, 12).flatmap(
+    lambda n: st.lists(st.lists(st.floats(0, 1), min_size=n, max_size=n), min_size=1, max_size=4).map(np.array)
+)
 
 
 @given(
@@ -81,11 +93,97 @@ def test_the_bootstrap_covers_the_mean_of_a_normal() -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40).filter(lambda values: np.ptp(values) > 1e-6))
 def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
     expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
-    assert tuple(mean_interval(np.array(values))) == pytest.approx((np.mean(values), expected.low, expected.high))
+    assert tuple(student_interval(np.array(values))) == pytest.approx((np.mean(values), expected.low, expected.high))
 
 
 def test_a_single_value_has_a_mean_and_no_limits() -> None:
-    assert np.isnan(mean_interval(np.array([]))).all()
-    interval = mean_interval(np.array([0.25]))
+    assert np.isnan(student_interval(np.array([]))).all()
+    interval = student_interval(np.array([0.25]))
     assert interval.estimate == 0.25
     assert np.isnan([interval.low, interval.high]).all()
+
+
+# Means of rows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(4, 0.95), (5, 0.99), (21, 0.9), (400, 0.95)])
+def test_expanded_percentiles_of_a_normal_are_the_t_interval(n, confidence):
+    """Resampled means of normal values have a standard deviation of s·√((n − 1)/n)/√n."""
+    values = np.random.default_rng(0).standard_normal(n)
+    found = expanded_confidence(n - 1, confidence=confidence)
+    half = norm.ppf(0.5 + found / 2) * values.std(ddof=0) / np.sqrt(n)
+    low, high = student.interval(confidence, n - 1, values.mean(), values.std(ddof=1) / np.sqrt(n))
+    assert (values.mean() - half, values.mean() + half) == pytest.approx((low, high), rel=1e-6)
+    assert found > confidence
+
+
+def test_the_interval_of_a_mean_is_scipys_bootstrap_at_the_expanded_confidence():
+    rng = np.random.default_rng(1)
+    values = rng.beta(5, 1, (3, 15))
+    one_more = np.concatenate([values, np.full((3, 1), 0.5)], 1)
+    for interval, sample in ((mean_interval, values), (bounded_mean_interval, one_more)):
+        found = interval(values, np.random.default_rng(2), 20_000)
+        assert found.estimate == pytest.approx(values.mean(1))
+        expected = bootstrap(
+            (sample,),
+            np.mean,
+            axis=1,
+            n_resamples=20_000,
+            method="percentile",
+            confidence_level=expanded_confidence(sample.shape[1] - 1),
+            rng=np.random.default_rng(3),
+        ).confidence_interval
+        width = expected.high - expected.low
+        assert (np.abs(found.low - expected.low) < 0.05 * width).all()
+        assert (np.abs(found.high - expected.high) < 0.05 * width).all()
+
+
+@given(ROWS, st.integers(0, 1000))
+def test_a_bounded_interval_keeps_the_bounds_and_has_the_mean_in_it(rows, seed):
+    found = bounded_mean_interval(rows, np.random.default_rng(seed), 60)
+    assert (found.estimate == rows.mean(1)).all()
+    assert (found.low <= found.estimate).all()
+    assert (found.estimate <= found.high).all()
+    assert (found.low >= 0).all()
+    assert (found.high <= 1).all()
+    alone = bounded_mean_interval(rows[:1], np.random.default_rng(seed), 60)
+    assert (alone.low[0], alone.high[0]) == pytest.approx((found.low[0], found.high[0]), rel=1e-12)
+
+
+@given(ROWS, st.integers(0, 1000))
+def test_what_is_as_far_below_one_half_has_the_mirrored_interval(rows, seed):
+    found, mirrored = (bounded_mean_interval(one, np.random.default_rng(seed), 60) for one in (rows, 1 - rows))
+    assert mirrored.low == pytest.approx(1 - found.high, abs=1e-12)
+    assert mirrored.high == pytest.approx(1 - found.low, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 20, 100])
+def test_equal_values_have_an_interval_by_how_often_the_additional_one_is_drawn(n):
+    found = bounded_mean_interval(np.ones((1, n)), np.random.default_rng(0), 40_000)
+    tail = (1 - expanded_confidence(n)) / 2
+    most = binom.ppf(1 - tail, n + 1, 1 / (n + 1))
+    assert found.low[0] == pytest.approx(1 - 0.5 * most / (n + 1))
+    assert (found.estimate[0], found.high[0]) == (1, 1)
+    plain = mean_interval(np.ones((1, n)), np.random.default_rng(0), 500)
+    assert plain.low[0] == plain.high[0] == pytest.approx(1)
+
+
+def test_a_single_value_tells_nothing_about_its_spread():
+    found = mean_interval(np.array([[0.3], [0.4]]), np.random.default_rng(0), 10)
+    assert (found.estimate == [0.3, 0.4]).all()
+    assert np.isnan([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize("n", [5, 20, 100])
+@pytest.mark.parametrize("failing", [0.03, 0.1, 0.3])
+def test_the_mean_of_values_few_of_which_are_low_is_covered(n, failing):
+    """Percentiles of the values alone cover .43 to .94 here."""
+    rng = np.random.default_rng(4)
+    low = rng.random((2000, n)) < failing
+    values = np.where(low, rng.beta(2, 8, low.shape), rng.beta(30, 1, low.shape))
+    truth = failing * 0.2 + (1 - failing) * 30 / 31
+    found = bounded_mean_interval(values, np.random.default_rng(5), 500)
+    assert np.mean((found.low <= truth) & (truth <= found.high)) > 0.9
+    if failing < 0.3:
+        plain = mean_interval(values, np.random.default_rng(5), 500)
+        assert np.mean((plain.low <= truth) & (truth <= plain.high)) < 0.945

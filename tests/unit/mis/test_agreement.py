@@ -51,6 +51,18 @@ def test_intervals_are_scipys():
     assert found == rank_agreement(a, b, n_bootstrap=800)
 
 
+@given(SCORES, st.integers(0, 1000))
+def test_resamples_by_pairs_and_by_sorting_are_the_same(pairs, seed):
+    a, b = pairs.T / 6
+    assume(np.ptp(a) and np.ptp(b))
+    by_pairs = rank_agreement(a, b, n_bootstrap=12, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mis_lab.mis.agreement._MOST_PAIRS", 0)
+        by_sorting = rank_agreement(a, b, n_bootstrap=12, seed=seed)
+    for one, other in ((by_pairs.kendall, by_sorting.kendall), (by_pairs.spearman, by_sorting.spearman)):
+        assert one == pytest.approx(other, abs=1e-12, nan_ok=True)
+
+
 def test_units_without_both_scores_are_left_out():
     a, b = np.array([0.1, np.nan, 0.3, 0.4, 0.9]), np.array([0.2, 0.5, 0.1, np.nan, 0.8])
     found = rank_agreement(a, b, n_bootstrap=50)

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
-from mis_lab.mis.compare import Comparison, compare, compare_sites, summarise, verdict
+from mis_lab.mis.compare import Comparison, compare, compare_sites, group_bootstrap, summarise, verdict
 from mis_lab.mis.differences import unit_bootstrap
 from mis_lab.mis.score import outcomes, score
 from mis_lab.mis.tasks import Tasks
@@ -121,11 +122,40 @@ def test_the_interval_over_groups_against_the_procedure_written_out():
                     unit_values.append((weight * outcome[unit, :n_tasks]).sum() / weight.sum())
             means.append(np.mean(unit_values))
         differences.append(means[0] - means[1])
-    low, high = np.quantile(differences, [0.025, 0.975])
+    # Scene 0 has the tasks of half the units a alone: six scenes count as fewer.
+    tasks_of = np.bincount([image % N_GROUPS for image in range(20)], minlength=N_GROUPS) * 25
+    tasks_of[0] += 25
+    w = tasks_of / tasks_of.sum()
+    n = 1 / (w**2).sum()
+    assert 5 < n < N_GROUPS
+    # How far a weighted mean of group effects moves, and how far resamples of them do, by the effects' covariance.
+    around = np.eye(N_GROUPS) - w
+    widening = np.sqrt((w**2).sum() / np.trace(np.diag(w) @ around @ around.T @ np.diag(w)))
+    half = student.ppf(0.975, n - 1) * widening * np.std(differences, ddof=1)
     assert found.n_groups == N_GROUPS
-    assert found.mean_difference_groups.estimate == pytest.approx(found.mean_difference.estimate)
-    assert found.mean_difference_groups.low == pytest.approx(low)
-    assert found.mean_difference_groups.high == pytest.approx(high)
+    interval = found.mean_difference_groups
+    assert interval.estimate == pytest.approx(found.mean_difference.estimate)
+    assert (interval.low, interval.high) == pytest.approx((interval.estimate - half, interval.estimate + half))
+
+
+def test_the_interval_over_few_scenes_leaves_out_zero_no_more_often_than_promised():
+    """Scenes move either set's scores; percentiles of six scenes leave out zero in 15 of 100 cases."""
+    rng, n_rounds, outside = np.random.default_rng(6), 200, 0
+    scene = np.arange(18) % N_GROUPS
+    for number in range(n_rounds):
+        a, b = (rng.normal(0, 0.2, N_GROUPS)[scene] + rng.normal(0, 0.1, (8, 18)) for _ in range(2))
+        interval, _ = group_bootstrap(unit_scores(a), unit_scores(b), "bottom", "delta_over_tau", 200, number)
+        outside += not interval.low <= 0 <= interval.high
+    assert outside / n_rounds == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / n_rounds) ** 0.5)
+
+
+def test_tasks_of_a_single_scene_have_no_interval_over_scenes():
+    delta = np.full((4, 18), np.nan)
+    delta[:, 0] = [0.1, 0.2, 0.3, 0.4]
+    interval, n_groups = group_bootstrap(unit_scores(delta), unit_scores(delta + 0.1), "bottom", "soft", 50, 0)
+    assert n_groups == N_GROUPS
+    assert np.isnan([interval.low, interval.high]).all()
+    assert interval.estimate < 0
 
 
 def test_a_difference_that_one_scene_carries_is_not_certain_over_scenes():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, mannwhitneyu
+from scipy.stats import bootstrap, mannwhitneyu, norm, ttest_ind
 
 from mis_lab.mis.differences import cliffs_delta, holm, mann_whitney, unit_bootstrap
 
@@ -58,11 +58,22 @@ def test_bootstrap_over_units_is_scipys():
         "median_difference": lambda x, y: np.median(x) - np.median(y),
         "mean_difference": lambda x, y: np.mean(x) - np.mean(y),
     }
+    # Expanded as much as makes a t interval (Welch's) of a normal one.
+    welch = ttest_ind(a, b, equal_var=False).confidence_interval()
+    spread = np.sqrt(a.var() / len(a) + b.var() / len(b))
+    expanded = 1 - 2 * norm.cdf(-(welch.high - welch.low) / 2 / spread)
+    assert 0.95 < expanded < 0.96
     for name, statistic in statistics.items():
         interval = getattr(found, name)
         assert interval.estimate == pytest.approx(statistic(a, b))
         expected = bootstrap(
-            (a, b), statistic, n_resamples=1000, method="percentile", vectorized=False, rng=np.random.default_rng(0)
+            (a, b),
+            statistic,
+            n_resamples=1000,
+            method="percentile",
+            confidence_level=0.95 if name == "median_difference" else expanded,
+            vectorized=False,
+            rng=np.random.default_rng(0),
         ).confidence_interval
         width = expected.high - expected.low
         assert interval.low == pytest.approx(expected.low, abs=0.1 * width)
@@ -71,6 +82,38 @@ def test_bootstrap_over_units_is_scipys():
     assert found == unit_bootstrap(a, b, 2000, seed=0)
     assert found.mean_difference.low != unit_bootstrap(a, b, 2000, seed=1).mean_difference.low
     assert all(np.isnan(interval).all() for interval in unit_bootstrap(a, b[:0], 10, seed=0))
+
+
+@pytest.mark.parametrize(("n_a", "n_b"), [(6, 6), (8, 60)])
+def test_intervals_of_few_units_leave_out_zero_no_more_often_than_promised(n_a, n_b):
+    """Plain percentiles do in 10 of 100 cases."""
+    rng, n_rounds = np.random.default_rng(3), 400
+    outside = dict.fromkeys(("mean_difference", "cliffs_delta"), 0)
+    for number in range(n_rounds):
+        found = unit_bootstrap(rng.normal(0, 1, n_a), rng.normal(0, 1, n_b), 200, seed=number)
+        for name in outside:
+            outside[name] += not getattr(found, name).low <= 0 <= getattr(found, name).high
+    for name, count in outside.items():
+        assert count / n_rounds < 0.05 + 3.5 * (0.05 * 0.95 / n_rounds) ** 0.5, name
+
+
+def test_expansion_of_two_sets_is_welchs_and_equal_values_have_no_width():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(0, 3, 5), rng.normal(0, 1, 9)
+    found = unit_bootstrap(a, b, 4000, seed=0).mean_difference
+    welch = ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert found.high - found.low == pytest.approx(welch.high - welch.low, rel=0.25)
+    same = unit_bootstrap(np.full(4, 0.5), np.full(3, 0.25), 50, seed=0)
+    assert same.mean_difference == (0.25, 0.25, 0.25)
+    assert same.cliffs_delta == (1, 1, 1)
+
+
+def test_one_unit_tells_nothing_about_the_spread_of_its_set():
+    found = unit_bootstrap(np.array([0.7]), np.array([0.2, 0.4, 0.9]), 50, seed=0)
+    assert found.mean_difference.estimate == pytest.approx(0.2)
+    assert found.cliffs_delta.estimate == pytest.approx(1 / 3)
+    for interval in found:
+        assert np.isnan([interval.low, interval.high]).all()
 
 
 def test_holm_steps_down():
