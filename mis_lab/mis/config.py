@@ -59,7 +59,7 @@ class Negatives(Enum):
 # without an SAE), directions that nobody trained, and neurons as sparse as the features.
 CONTROLS = ("permuted", "random_directions", "sparse_neurons")
 # Options that change no unit's score: which other units are scored, and what is told beside.
-BESIDE_SCORES = ("controls", "n_control_units", "n_top", "n_reseeds", "hardness", "quantiles")
+BESIDE_SCORES = ("controls", "n_control_units", "n_top", "n_reseeds", "hardness", "quantiles", "part")
 
 
 @dataclass
@@ -88,6 +88,9 @@ class MisConfig:
         hardness: percentiles of the query, from protocol hard, at which scores are told beside the most extreme one.
         quantiles: shares of the images from which the pool of the reference's protocol is taken, likewise.
         chunk: units scored at once.
+        parts: scores of neurons and features are made in so many parts, which several jobs can share: the same to the
+            bit in any number.
+        part: the part that this run makes, from 0, and nothing else of the stage; -1 makes all and puts them together.
     """
 
     protocol: Protocol = Protocol.extreme
@@ -111,9 +114,11 @@ class MisConfig:
     hardness: list[float] = field(default_factory=lambda: [99.0, 95.0, 90.0, 85.0])
     quantiles: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.25])
     chunk: int = field(default=256, metadata=NO_EFFECT)
+    parts: int = field(default=1, metadata=NO_EFFECT)
+    part: int = -1
 
     def __post_init__(self) -> None:
-        for name in ("n_explanations", "n_tasks", "min_tasks", "n_bootstrap", "n_control_units", "chunk"):
+        for name in ("n_explanations", "n_tasks", "min_tasks", "n_bootstrap", "n_control_units", "chunk", "parts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"mis.{name}={getattr(self, name)}: at least 1 is needed")
         if not 0 < self.quantile <= 0.5:
@@ -137,6 +142,10 @@ class MisConfig:
         self._check_pool()
         self._check_queries()
         self._check_beside()
+        if not -1 <= self.part < self.parts:
+            raise ConfigError(
+                f"mis.part={self.part} of mis.parts={self.parts}", fix="Parts are counted from 0; -1 is all of them."
+            )
         if not self.ties >= 0:
             raise ConfigError(f"mis.ties={self.ties} is negative", fix="Use 0 for exact ties only.")
 

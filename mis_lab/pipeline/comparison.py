@@ -28,8 +28,10 @@ from mis_lab.mis.run import PERMUTED
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.pipeline.activations import activations
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
-from mis_lab.pipeline.mis import further, kinds_of_units, mis
+from mis_lab.pipeline.mis import mis
+from mis_lab.pipeline.mis_beside import further
 from mis_lab.pipeline.saes import sae
+from mis_lab.pipeline.units import kinds_of_units
 from mis_lab.sae import io as sae_io
 from mis_lab.sae.dead import Fates
 from mis_lab.sae.units import Features

@@ -16,7 +16,7 @@ from mis_lab.mis.further import FurtherScores
 from mis_lab.mis.over_sites import OverSites
 from mis_lab.mis.pairs import PairedComparison
 from mis_lab.pipeline.comparison import AGREEMENT, INTERPRETABLE, OVER_SITES, PAIRS, read_partners
-from mis_lab.pipeline.mis import NOISE, read_points
+from mis_lab.pipeline.mis_beside import NOISE, read_points
 from mis_lab.report.mis_collect import MisResults
 from mis_lab.report.mis_data import AgreementMatrix
 

@@ -22,8 +22,8 @@ from mis_lab.mis.units import UnitStatus
 from mis_lab.pipeline.comparison import COMPARISONS
 from mis_lab.pipeline.evaluation import GEOMETRY, PARTS, SELECTIVITY, SPLICE
 from mis_lab.pipeline.lab import SUMMARY, Lab
-from mis_lab.pipeline.mis import kinds_of_units
 from mis_lab.pipeline.mis_results import mis_results
+from mis_lab.pipeline.units import kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
 from mis_lab.report.collect import Sources, collect

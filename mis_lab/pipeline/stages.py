@@ -22,8 +22,11 @@ from mis_lab.pipeline.activations import activations
 from mis_lab.pipeline.comparison import compare, has_partners, partners
 from mis_lab.pipeline.evaluation import ablations, evaluate, predicted
 from mis_lab.pipeline.lab import SUMMARY, VERSIONS, Lab
-from mis_lab.pipeline.mis import course, curves, embedding, further, has_course, kinds_of_units, mis, reseeds
+from mis_lab.pipeline.mis import is_shared, mis
+from mis_lab.pipeline.mis_beside import course, curves, further, has_course, reseeds
+from mis_lab.pipeline.mis_parts import score_part
 from mis_lab.pipeline.saes import load_saes, sae
+from mis_lab.pipeline.units import embedding, kinds_of_units
 from mis_lab.sae.further_config import ConvConfig, TranscoderConfig
 
 
@@ -80,9 +83,17 @@ def _areas(result: CircuitResult) -> dict[str, float]:
 
 
 def of_mis(lab: Lab) -> dict[str, Artifact]:
-    """Every artifact of the stage ``mis``: scores, what is told beside them, and the comparison."""
+    """Every artifact of the stage ``mis``: scores, what is told beside them, and the comparison; one part of the scores
+    where the run makes no more."""
     sites, config = lab.config.model.sites, lab.config.mis
     kinds = kinds_of_units(lab)
+    if config.part >= 0:
+        return {
+            f"mis_part/{site}/{kind}": score_part(lab, site, kind, config.part)
+            for site in sites
+            for kind in kinds
+            if is_shared(lab, kind)
+        }
     main = [kind for kind in kinds if kind in ("neuron", "feature")]
     made = {"metric": embedding(lab)}
     made |= {f"mis/{site}/{kind}": mis(lab, site, kind) for site in sites for kind in kinds}
