@@ -40,6 +40,7 @@ NO_EFFECT = {
     "metric.model.channels_last",
     "metric.trunk",
     "mis.chunk",
+    "mis.parts",
     "model.channels_last",
     "trainer.checkpoint_steps",
     "trainer.log_steps",
@@ -71,7 +72,7 @@ def compose(conf: Path) -> Iterator[Compose]:
 
 def test_a_group_is_a_folder_is_a_package() -> None:
     folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"local", "__pycache__"}
-    assert folders == {*GROUPS, "experiment", "sweep", "debug", "hydra"}
+    assert folders == {*GROUPS, "experiment", "control", "sweep", "debug", "hydra"}
     packages = {path.parent.name for path in (Path(config.__file__).parent).glob("*/config.py")}
     assert {name for name in GROUPS if name not in ("trainer", "paths", "logger")} <= packages
 
@@ -104,6 +105,14 @@ def test_every_sweep_preset_is_a_sweep(compose: Compose, name: str) -> None:
     composed = compose(f"sweep={name}", return_hydra_config=True)
     assert composed.hydra.mode.name == "MULTIRUN"
     assert composed.hydra.sweeper.params
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("control", options("control"))
+def test_every_control_composes_with_every_experiment(compose: Compose, experiment: str, control: str) -> None:
+    plain, other = (config.run_key(compose(f"experiment={experiment}", *more)) for more in ([], [f"control={control}"]))
+    config.validate(compose(f"experiment={experiment}", f"control={control}"))
+    assert plain != other
 
 
 @pytest.mark.parametrize("debug", options("debug"))

@@ -42,7 +42,7 @@ def built(store: Path) -> dict[str, float]:
 def test_every_stage_left_an_artifact_that_the_result_names(done: Lab) -> None:
     result = result_of(done)
     stages = {"activations", "predictions", "ablation", "sae", "evaluate"}
-    stages |= {"metric", "mis", "compare", "circuit", "report"}
+    stages |= {"metric", "mis", "further", "curves", "reseeds", "course", "partners", "compare", "circuit", "report"}
     assert {name.partition("/")[0] for name in result["artifacts"]} == stages
     keys = {name.partition("/")[2] for name in built(done.store)}
     assert set(result["artifacts"].values()) == keys

@@ -6,7 +6,7 @@ statistics, scores and curves of plausible shape. Everything follows from one se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -17,6 +17,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from mis_lab.core.intervals import Interval
+from mis_lab.mis.agreement import reseed_noise
+from mis_lab.mis.discovery import InterpretableUnits
+from mis_lab.mis.further import FurtherScores
+from mis_lab.mis.over_sites import OverSites
+from mis_lab.mis.pairs import compare_pairs
 from mis_lab.report.about import ArtifactRef, DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import (
@@ -33,6 +38,7 @@ from mis_lab.report.data import (
     UnitImage,
     UnitScore,
 )
+from mis_lab.report.mis_data import AgreementMatrix, BesideScores, CourseCurve, PairedScores, ScoreCurve
 from mis_lab.report.page import write_report
 from mis_lab.report.sae_collect import superposition
 from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse
@@ -317,6 +323,96 @@ def space(random: np.random.Generator, what: str, n: int, n_dimensions: int) -> 
     return superposition(geometry(directions_fd), what, directions_fd, density_f)
 
 
+def further(random: np.random.Generator, site: str, kind: str, n: int) -> FurtherScores:
+    def around(level: float, spread: float) -> torch.Tensor:
+        return torch.from_numpy(level + spread * random.standard_normal(n))
+
+    return FurtherScores(
+        site=site,
+        kind=kind,
+        n_top=50,
+        base_rate=-8.5,
+        odd_one_out_chance=1 / 6,
+        units=torch.arange(n),
+        monosemanticity=around(-8.3, 0.2),
+        monosemanticity_active=around(-8.2, 0.3),
+        monosemanticity_top=around(-7.8, 0.4),
+        coherence=around(-7.6, 0.4),
+        odd_one_out=around(0.4, 0.1).clamp(0, 1),
+        class_entropy=around(3.5, 0.4),
+        class_purity=around(0.3, 0.1).clamp(0, 1),
+        class_majority=torch.zeros(n, dtype=torch.int64),
+        nearest=torch.arange(n).roll(1),
+        likeness=around(0.6, 0.2).clamp(-1, 1),
+        cross_mis=around(0.7, 0.1).clamp(0, 1),
+    )
+
+
+def beside(random: np.random.Generator, scores: list[KindScores]) -> BesideScores:
+    """What stands beside the scores of the made-up run."""
+    by_kind = {(one.site, one.kind): one for one in scores}
+    negatives, measures = ("random", "bottom"), ("soft", "hard")
+    paired = [
+        PairedScores(
+            site,
+            name,
+            measure,
+            by_kind[site, "feature"].scores[name][measure],
+            random.choice(by_kind[site, "neuron"].of(name, measure), len(by_kind[site, "feature"].numbers)),
+            random.uniform(0, 1, len(by_kind[site, "feature"].numbers)),
+        )
+        for site in SITES
+        for name in negatives
+        for measure in measures
+    ]
+    x = {"hardness": np.array([85.0, 90.0, 95.0, 100.0]), "quantile": np.array([0.01, 0.05, 0.1, 0.25])}
+    steps, names = np.array([0.0, 130.0, 260.0, 390.0]), ("soft/random", "hard/random", "monosemanticity", "coherence")
+    matrix = np.corrcoef(random.standard_normal((len(names), 9)))
+    return BesideScores(
+        further={(site, kind): further(random, site, kind, 40) for site in SITES for kind in ("neuron", "feature")},
+        curves=[
+            ScoreCurve(site, kind, name, setting, at, np.full(4, 30), band(0.8, at), band(0.7, at))
+            for site in SITES
+            for kind in ("neuron", "feature")
+            for name in negatives
+            for setting, at in x.items()
+        ],
+        course=[
+            CourseCurve(site, name, steps, band(0.7, steps), 0.65, np.full(4, 30))
+            for site in SITES
+            for name in negatives
+        ],
+        noise={
+            (site, kind, "random", "soft"): reseed_noise(
+                0.7 + 0.1 * random.standard_normal((20, 1)) + 0.02 * random.standard_normal((20, 3))
+            )
+            for site in SITES
+            for kind in ("neuron", "feature")
+        },
+        paired=paired,
+        pairs={
+            (one.site, one.negatives, one.measure): compare_pairs(one.feature_score, one.neuron_score, n_bootstrap=50)
+            for one in paired
+        },
+        over_sites=[
+            OverSites(name, "soft", 3, [0.1, 0.05, 0.08], interval(0.077, 0.06), 1.0, 0.25, 0.25) for name in negatives
+        ],
+        interpretable=[
+            InterpretableUnits(site, kind, name, 200, 150, 90, 0.05, 1.05)
+            for site in SITES
+            for kind in ("neuron", "feature", "permuted")
+            for name in negatives
+        ],
+        agreement=[AgreementMatrix(site, "feature", names, matrix) for site in SITES],
+    )
+
+
+def band(level: float, x: np.ndarray) -> Interval:
+    """Means that fall along `x`, with limits."""
+    means = level - 0.1 * (x - x.min()) / np.ptp(x)
+    return Interval(means, means - 0.03, means + 0.03)
+
+
 def run_summary() -> RunSummary:
     return RunSummary(
         "quickstart",
@@ -369,7 +465,8 @@ def synthetic(n_units: int = 4, n_images: int = 9, seed: int = 0) -> ReportData:
             one = kind_scores(random, site, kind, {"feature": n_features, "neuron": width}.get(kind, 256), level)
             scores.append(one)
             if kind in ("feature", "neuron"):
-                units += unit_cards(random, one, n_units, n_images)
+                first, *rest = unit_cards(random, one, n_units, n_images)
+                units += [replace(first, sheet=Image.fromarray(tiles().whole["coffee"]).resize((240, 160))), *rest]
         saes.append(site_sae(random, depth, site))
     scenes = [Scene(name, image, 160, 86, name in HELD_OUT) for name, image in tiles().whole.items()]
     return ReportData(
@@ -384,6 +481,7 @@ def synthetic(n_units: int = 4, n_images: int = 9, seed: int = 0) -> ReportData:
         comparisons=[comparison(site, negatives, scores) for negatives in ("random", "bottom") for site in SITES],
         circuit=circuit_view(random),
         faithfulness=curves(),
+        beside=beside(np.random.default_rng(seed + 1), scores),
     )
 
 
