@@ -30,8 +30,8 @@ from mis_lab.sae import io as sae_io
 from mis_lab.sae.share.provenance import FinishedRun
 from mis_lab.sae.units import Features
 
-# What decides which units there are: stages of a run's artifacts.
-UNITS_OF = {"feature": "sae", "neuron": "activations/score"}
+# What decides which units there are: inputs of their scores.
+UNITS_OF = {"feature": "sae", "neuron": "activations"}
 # Kinds whose activations can be looked up in the store: those of permuted units were given to other images, and those
 # of sparse neurons belong to an SAE's evaluation.
 WITH_MAPS = ("neuron", "feature", "random_directions")
@@ -70,7 +70,10 @@ class ScoredRun:
 
     def units_key(self, site: str, kind: str) -> str:
         """Key of what makes a site's units: equal keys, equal units; empty for controls."""
-        return self._keys.get(f"{UNITS_OF[kind]}/{site}", "") if kind in UNITS_OF else ""
+        if kind not in UNITS_OF:
+            return ""
+        inputs: Mapping[str, str] = read_json(self._folder(site, kind) / MANIFEST)["inputs"]
+        return inputs[UNITS_OF[kind]]
 
     @property
     def overrides(self) -> list[str]:
