@@ -33,11 +33,14 @@ def runs(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def run_of(lab: Lab, control: str) -> tuple[Path, dict[str, Any]]:
     for folder, result in runs(lab).items():
-        if any(word.startswith("control=") for word in result["overrides"]) == bool(control) and not any(
-            word.startswith("mis.part=") for word in result["overrides"]
-        ):
+        words = [word.partition("=")[0] for word in result["overrides"]]
+        if ("control" in words) == bool(control) and not {"mis.part", "trainer.resampling.kind"} & {*words}:
             return Path(folder), result
     raise AssertionError("no such run")
+
+
+def comparisons(lab: Lab, result: dict[str, Any]) -> list[dict[str, Any]]:
+    return json.loads((lab.store / "compare" / result["artifacts"]["compare"] / "comparisons.json").read_text())
 
 
 def test_scores_in_parts_are_the_same_file(scored: Lab) -> None:
@@ -96,3 +99,15 @@ def test_runs_that_cannot_be_compared_say_why(scored: Lab) -> None:
     told = scored.run("mis", "compare", str(first), str(first), "--kind", "atom", *there, expect=2).stderr
     assert "scored no units of kind atom" in told
     assert told.count("\n") == 1
+
+
+def test_revived_features_can_be_left_out(scored: Lab) -> None:
+    resampling = ("trainer.resampling.kind=random", "trainer.resampling.at=[8]", "trainer.resampling.window=1")
+    scored.run(*SMOKE, *resampling)
+    (result,) = (one for one in runs(scored).values() if resampling[0] in one["overrides"])
+    told = comparisons(scored, result)
+    of_kinds = {tuple(one["kinds"]): one for one in told if one["measure"] == "soft" and one["negatives"] == "random"}
+    without, everything = of_kinds["never_revived", "neuron"]["a"], of_kinds["feature", "neuron"]["a"]
+    assert 0 < without["n_units"] < everything["n_units"]
+    assert without["label"] == "never revived features"
+    assert not any(one["kinds"][0] == "never_revived" for one in comparisons(scored, run_of(scored, "")[1]))

@@ -73,6 +73,13 @@ def test_permuted_activations_score_chance(done: Lab) -> None:
     assert sum(means) / len(means) == pytest.approx(0.5, abs=0.12)
 
 
+def test_features_are_scored_in_the_course_of_training(done: Lab) -> None:
+    numbers = result_of(done)["metrics"]
+    names = [name for name in numbers if name.startswith("course/blocks.4/step/") and name.endswith("random/soft")]
+    assert [int(name.split("/")[3]) for name in names] == [0, 16]
+    assert all(0 < numbers[name] < 1 for name in names)
+
+
 def test_a_finished_run_is_skipped(done: Lab) -> None:
     before = built(done.store)
     assert "skip" in done.run(*SMOKE).stdout

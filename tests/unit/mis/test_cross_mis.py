@@ -3,11 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mis_lab.core.errors import DataError
+from mis_lab.core.seeding import generator
 from mis_lab.mis import cross_mis as module
 from mis_lab.mis import similarity
+from mis_lab.mis.coherence import coherence
 from mis_lab.mis.cross_mis import cross_mis, duplicates, neighbours
+from mis_lab.mis.odd_one_out import odd_one_out, outsiders_below
 
 KINDS = [(kind, gram) for kind in ("cosine", "squared_euclidean") for gram in (False, True)]
 
@@ -130,3 +134,28 @@ def test_what_cannot_be_compared(embedding_of, units):
         cross_mis(top, torch.tensor([[0, 1]]), few, 8)
     with pytest.raises(DataError, match="of the 10 that test embedded"):
         duplicates(top, few, k=8)
+
+
+def test_pitfall_13_no_similarity_of_all_pairs_of_images_or_units_is_made(embedding_of):
+    """The reference's forms compute all n² similarities of images, and one pair of units after the other, all U²."""
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                self.numbers = max(self.numbers, found.numel())
+            return found
+
+    n_images, n_units, k = 4000, 60, 9
+    rows = np.random.default_rng(0).normal(size=(n_images, 8))
+    embedding, top_us = embedding_of(rows), torch.randint(n_images, (n_units, k), generator=generator(0, "pitfall"))
+    outside_us = torch.randint(n_images, (n_units, 30), generator=generator(1, "pitfall"))
+    with Largest() as largest:
+        coherence(top_us, embedding, k)
+        odd_one_out(top_us, outside_us, embedding)
+        outsiders_below(top_us, embedding, k)
+        near = neighbours(top_us, embedding, k=k)
+        cross_mis(top_us, torch.stack([torch.arange(n_units), near.units[:, 0]], 1), embedding, k)
+    assert largest.numbers < n_images**2 / 20
