@@ -245,6 +245,6 @@ def test_reading_what_is_not_there_or_too_new(run, tmp_path) -> None:
         CircuitResult.read(tmp_path)
     run().write(tmp_path)
     path = tmp_path / "circuit.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 99', 1))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 99', 1))
     with pytest.raises(StoreError, match="version 99"):
         CircuitResult.read(tmp_path)
