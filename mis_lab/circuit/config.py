@@ -176,7 +176,7 @@ class CircuitConfig:
     topology: Topology = Topology.chain
     errors: ErrorHandling = ErrorHandling.as_node
     n_discovery: int = 128
-    n_evaluation: int = 96
+    n_evaluation: int = 64
     sizes: int = 12
     n_random: int = 3
     min_effect: float = 1e-3

@@ -269,7 +269,7 @@ def test_edges_of_kl_take_the_gradient_along_the_path(run) -> None:
 
 
 def test_linear_and_exact_edges_agree_where_the_network_is_linear(run) -> None:
-    found = run(network="linear", check_edges=3).neurons.edge_agreement["1→3"]
+    found = run(network="linear", check_edges=3, n_shown=12).neurons.edge_agreement["1→3"]
     assert found.pearson == pytest.approx(1, abs=1e-6)
     assert found.same_sign == 1
 
@@ -332,7 +332,7 @@ def test_activity_is_that_of_the_discovery_images_beside_all(run, make_toy, nois
 
 
 def test_the_headline_is_flat_and_says_what_was_measured(run) -> None:
-    result = run(n_exact=3, check_edges=2)
+    result = run(n_exact=3, check_edges=2, n_shown=30)
     numbers = result.headline()
     assert all(isinstance(number, int | float) for number in numbers.values())
     for kind, found in result.kinds.items():
