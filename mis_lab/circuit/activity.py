@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.baselines import Dictionaries
 from mis_lab.circuit.dictionaries import NodeDictionary, n_images_at_once
 from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.core.errors import DataError
@@ -82,26 +83,34 @@ def activity(problem: Problem, dictionaries: Mapping[str, NodeDictionary], image
     Raises:
         DataError: without images.
     """
-    tallies = {path: _Tally() for path in dictionaries}
-    with Capture(problem.model, problem.sites) as capture, torch.inference_mode():
-        for images_bchw in progress(images, "circuit activity", unit="batch"):
-            vectors = capture.run(images_bchw)
-            for path, dictionary in dictionaries.items():
-                for x in vectors[path].split(n_images_at_once(dictionary, vectors[path].shape[1])):
-                    tallies[path].update(dictionary.encode(x))
-    return {path: tally.result() for path, tally in tallies.items()}
+    return _of_kinds(problem, {"": dictionaries}, images)[""]
 
 
 def activity_beside(
-    problem: Problem, dictionaries: Mapping[str, NodeDictionary], images: Images, all_images: Images
-) -> dict[str, ActivityBeside]:
-    """Site path → activity on a circuit's `images` and on `all_images`.
+    problem: Problem, dictionaries: Dictionaries, images: Images, all_images: Images
+) -> dict[str, dict[str, ActivityBeside]]:
+    """Kind → site path → activity on a circuit's `images` and on `all_images`; kinds share the passes.
 
     Raises:
         DataError: when either has no images.
     """
-    here, everywhere = (activity(problem, dictionaries, some) for some in (images, all_images))
-    return {path: ActivityBeside(here[path], everywhere[path]) for path in dictionaries}
+    here, everywhere = (_of_kinds(problem, dictionaries, some) for some in (images, all_images))
+    return {
+        kind: {path: ActivityBeside(here[kind][path], everywhere[kind][path]) for path in of_kind}
+        for kind, of_kind in dictionaries.items()
+    }
+
+
+def _of_kinds(problem: Problem, dictionaries: Dictionaries, images: Images) -> dict[str, dict[str, Activity]]:
+    tallies = {kind: {path: _Tally() for path in of_kind} for kind, of_kind in dictionaries.items()}
+    with Capture(problem.model, problem.sites) as capture, torch.inference_mode():
+        for images_bchw in progress(images, "circuit activity", unit="batch"):
+            vectors = capture.run(images_bchw)
+            for kind, of_kind in dictionaries.items():
+                for path, dictionary in of_kind.items():
+                    for x in vectors[path].split(n_images_at_once(dictionary, vectors[path].shape[1])):
+                        tallies[kind][path].update(dictionary.encode(x))
+    return {kind: {path: tally.result() for path, tally in of_kind.items()} for kind, of_kind in tallies.items()}
 
 
 class _Tally:

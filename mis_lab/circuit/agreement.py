@@ -17,11 +17,11 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mis_lab.circuit.baselines import NodeSet
 from mis_lab.circuit.circuit import Node, rank
 from mis_lab.circuit.effects import SiteEffects
 from mis_lab.circuit.methods.exact import exact_effects
 from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes
 from mis_lab.core.seeding import generator
 
 
@@ -84,7 +84,7 @@ class ExactAgreement:
 
 def agreement_with_exact(
     problem: Problem,
-    nodes: NodeSet,
+    nodes: Nodes,
     effects: Mapping[str, SiteEffects],
     images: Images,
     targets_n: Tensor,
@@ -99,7 +99,7 @@ def agreement_with_exact(
     Args:
         nodes: the nodes that `effects` are of.
         effects: site path → effects of some method on these images.
-        images: batches (B, C, H, W), the discovery images.
+        images: batches (B, C, H, W), discovery images.
         targets_n: the class of each image that the objective reads.
         seed: of the random nodes.
 

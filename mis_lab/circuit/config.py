@@ -39,11 +39,13 @@ class EdgeMethod(Enum):
     exact: the upstream node is ablated and the network run on to the downstream site, one forward pass a node;
         sees features that switch on.
     auto: whichever takes fewer passes.
+    none: no edges.
     """
 
     vjp = 0
     exact = 1
     auto = 2
+    none = 3
 
 
 class Baseline(Enum):
@@ -141,7 +143,9 @@ class CircuitConfig:
         objective, target: what the circuit is about.
         target_class: number or name of the class of ``target=chosen``.
         other_class: number or name of the class that ``objective=logit_diff`` subtracts (empty = mean of all others).
-        classes: numbers or names; only images whose target is one of them are used (empty = all).
+        classes: numbers or names; only images of them are used, by their labels with ``target=label`` and by the
+            network's prediction otherwise (empty = all). Of several, each class' own circuit is compared as well.
+        topology: whether sites are to be cut sets, one behind the other; ``parallel`` allows branches.
         errors: what becomes of error nodes when a circuit is run.
         n_discovery, n_evaluation: images of each, spread over the groups (0 = all).
         sizes: number of circuit sizes on the curve, log-spaced from 1 node to all live nodes.
@@ -149,6 +153,12 @@ class CircuitConfig:
         min_effect: |m(M) − m(∅)| below this is an error, not a division by nearly nothing.
         n_bootstrap: resamples over images for the curve's intervals.
         n_shown: nodes of the pictured circuit.
+        edges: how edges between the pictured nodes are estimated.
+        n_edge_images: discovery images that edges and exact effects are measured on (0 = all).
+        edges_per_node: edges drawn into each node, the strongest ones; all are stored.
+        check_edges: images on which linear edges are compared with exact ones (0 = off).
+        n_exact: largest nodes, and as many random ones, whose effects are compared with exact ones (0 = off).
+        n_map_images: strongest images of each pictured node on which its effect is mapped (0 = off).
         batch_size: images a pass.
     """
 
@@ -163,23 +173,34 @@ class CircuitConfig:
     target_class: str = ""
     other_class: str = ""
     classes: list[str] = field(default_factory=list)
+    topology: Topology = Topology.chain
     errors: ErrorHandling = ErrorHandling.as_node
     n_discovery: int = 128
-    n_evaluation: int = 96
+    n_evaluation: int = 64
     sizes: int = 12
     n_random: int = 3
     min_effect: float = 1e-3
     n_bootstrap: int = 1000
     n_shown: int = 18
+    edges: EdgeMethod = EdgeMethod.auto
+    n_edge_images: int = 32
+    edges_per_node: int = 5
+    check_edges: int = 0
+    n_exact: int = 0
+    n_map_images: int = 1
     batch_size: int = field(default=32, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "batch_size"):
+        for name in ("n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "edges_per_node", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"circuit.{name}={getattr(self, name)}: at least 1 is needed")
-        for name in ("n_discovery", "n_evaluation"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"circuit.{name}={getattr(self, name)} is negative", fix="Use 0 for all images.")
+        for names, meaning in (
+            (("n_discovery", "n_evaluation", "n_edge_images"), "for all images"),
+            (("check_edges", "n_exact", "n_map_images"), "to leave it out"),
+        ):
+            for name in names:
+                if getattr(self, name) < 0:
+                    raise ConfigError(f"circuit.{name}={getattr(self, name)} is negative", fix=f"Use 0 {meaning}.")
         if not self.min_effect > 0:
             raise ConfigError(f"circuit.min_effect={self.min_effect} must be positive")
         for name, needs_it, owner in (
@@ -190,6 +211,14 @@ class CircuitConfig:
                 raise ConfigError(f"circuit.{name} is what circuit.{owner} needs, and nothing else")
         if self.other_class and self.objective is not Objective.logit_diff:
             raise ConfigError(f"circuit.other_class is for circuit.objective=logit_diff, not {self.objective.name}")
+        if self.objective is Objective.kl and self.method in (EffectMethod.atp, EffectMethod.atp_absolute):
+            raise ConfigError(
+                f"circuit.method={self.method.name} takes the gradient at the image, where that of "
+                "circuit.objective=kl is zero",
+                fix="Use circuit.method=ig_inputs.",
+            )
+        if self.check_edges and self.edges in (EdgeMethod.exact, EdgeMethod.none):
+            raise ConfigError(f"circuit.check_edges compares linear edges, but circuit.edges={self.edges.name}")
 
     @property
     def _pairs_by_file(self) -> bool:

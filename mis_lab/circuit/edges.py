@@ -42,6 +42,10 @@ from mis_lab.model.sites import Site
 Gradients = Callable[[Problem, Tensor, Tensor], Mapping[str, Tensor]]
 
 
+class NotReachedError(ConfigError):
+    """A site does not depend on another."""
+
+
 class Link(NamedTuple):
     """Two sites, and those between them that edges may not go through."""
 
@@ -127,8 +131,9 @@ def link_edges(
         n_at_once: images a forward pass of ``exact``.
 
     Raises:
-        ConfigError: when a node does not exist, the target does not depend on the source, or a path is given
-            where edges are exact or sites stopped.
+        ConfigError: when a node does not exist, no edges are asked for, or a path is given where edges are exact or
+            sites stopped.
+        NotReachedError: when the target does not depend on the source (seen by ``vjp`` alone).
         DataError: without images, or when a weight is not finite.
     """
     of_link = {site.path: chosen[site.path].cpu() for site in (link.source, link.target)}
@@ -161,7 +166,12 @@ def choose(method: EdgeMethod, n_sources: int, n_targets: int) -> EdgeMethod:
 
     A backward pass that ends at activations takes as many multiplications as a forward pass; that ``exact`` also
     encodes the target anew each time is why equal numbers go to ``vjp``.
+
+    Raises:
+        ConfigError: for ``none``.
     """
+    if method is EdgeMethod.none:
+        raise ConfigError("no edges were asked for: circuit.edges=none")
     if method is not EdgeMethod.auto:
         return method
     return EdgeMethod.vjp if n_targets <= n_sources else EdgeMethod.exact
@@ -245,7 +255,7 @@ class _Work:
 
     def _is_reached(self, y_bpd: Tensor) -> None:
         if not y_bpd.requires_grad:
-            raise ConfigError(
+            raise NotReachedError(
                 f"site {self.link.target.path} does not depend on {self.link.source.path}",
                 fix="Take neighbouring sites, in the order of the network.",
             )

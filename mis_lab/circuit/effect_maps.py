@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from mis_lab.circuit.attribution import CleanBatch, InputPath
-from mis_lab.circuit.baselines import NodeSet
 from mis_lab.circuit.config import EffectMethod
 from mis_lab.circuit.effects import METHODS
-from mis_lab.circuit.objectives import Images, Problem, with_targets
+from mis_lab.circuit.objectives import Images, Problem
+from mis_lab.circuit.patching import Nodes, with_targets_and_nodes
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.progress import progress
 
 
 def effect_maps(
     problem: Problem,
-    nodes: NodeSet,
+    nodes: Nodes,
     images: Images,
     targets_n: Tensor,
     method: EffectMethod,
@@ -51,11 +51,11 @@ def effect_maps(
         shares_bpn = features_bpf if error_bp is None else torch.cat([features_bpf, error_bp.unsqueeze(-1)], dim=-1)
         return shares_bpn[..., which[site_path].to(shares_bpn.device)].transpose(1, 2)
 
-    some = {site_path: nodes[site_path] for site_path in which}
     parts: dict[str, list[Tensor]] = {site_path: [] for site_path in which}
-    for images_bchw, targets_b in progress(
-        with_targets(images, targets_n), "effect maps", total=len(images), unit="batch"
+    for images_bchw, targets_b, of_batch in progress(
+        with_targets_and_nodes(images, targets_n, {"": nodes}), "effect maps", total=len(images), unit="batch"
     ):
+        some = {site_path: of_batch[""][site_path] for site_path in which}
         batch = CleanBatch.of(problem, images_bchw, targets_b)
         maps = METHODS[method].method(problem, batch, {"chosen": some}, path, chosen)["chosen"]
         for site_path, maps_bvp in maps.items():

@@ -12,7 +12,7 @@ from the smallest circuit to the whole counts as 1, so that perfect faithfulness
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -100,6 +100,15 @@ class Curve:
     def cmd_log(self) -> Interval:
         """:attr:`cmd` over the logarithm of the share, from the smallest circuit that has nodes."""
         return self._area(lambda faithfulness: np.abs(1 - faithfulness), log_area)
+
+    def on(self, here_n: np.ndarray) -> Curve:
+        """The curve on some of its images, (n,) bool."""
+        return replace(
+            self,
+            values=self.values[:, here_n],
+            random_values=self.random_values[:, :, here_n],
+            live_values=self.live_values[here_n],
+        )
 
     def of_resamples(self, counts: np.ndarray) -> np.ndarray:
         """(R, S) faithfulness with each image counted as often as `counts` (R, n) says; NaN where undefined."""

@@ -1,32 +1,63 @@
 """What the stage ``circuit`` leaves behind: circuits of features and neurons, their curves, numbers per site.
 
-In its folder: ``circuit.json`` (the numbers for people), ``inputs.safetensors`` (mean image, targets), and
-for each kind a folder: the ranked nodes, the objective of every evaluation image at every size, the shown
-nodes' effects on every discovery image, and the picture as Graphviz text.
+In its folder: ``circuit.json`` (the numbers for people), ``inputs.safetensors`` (mean image, targets), and for each
+kind a folder: the ranked nodes, their edges, the objective of every evaluation image with every circuit that was run,
+the shown nodes' effects on every discovery image and where on it, and the picture as Graphviz text.
 """
 
-# n discovery images  S sizes  R random draws  V shown nodes
+# n discovery images  V shown nodes  k images a node  H, W grid of a site
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from mis_lab.circuit.activity import ActivityBeside
+from mis_lab.circuit.agreement import ExactAgreement
 from mis_lab.circuit.circuit import Circuit
+from mis_lab.circuit.completeness import ComplementCurve
 from mis_lab.circuit.dot import circuit_dot
 from mis_lab.circuit.effects import SiteEffects
 from mis_lab.circuit.faithfulness import Curve
+from mis_lab.circuit.graph import Agreement, Edges
+from mis_lab.circuit.minimality import Minimality
+from mis_lab.circuit.pictured import strongest_images
+from mis_lab.circuit.stored import (
+    read_activity,
+    read_agreement,
+    read_complement,
+    read_curve,
+    read_minimality,
+    write_activity,
+    write_agreement,
+    write_curve,
+    write_minimality,
+)
+from mis_lab.circuit.told import (
+    interval_of,
+    median_coverage,
+    numbers,
+    of_activity,
+    of_agreement,
+    of_areas,
+    of_complement,
+    of_curve,
+    of_edges,
+    of_minimality,
+    of_other,
+    of_shown,
+)
 from mis_lab.core.errors import StoreError
 from mis_lab.core.files import read_json, write_json, write_text
+from mis_lab.core.intervals import Interval
 from mis_lab.core.tensors import read_tensors, write_tensors
 
-VERSION = 1
+VERSION = 2
 KINDS = ("feature", "neuron")
 
 
@@ -71,12 +102,35 @@ class KindResult:
         sites: a summary a site.
         curve: faithfulness on the evaluation images.
         shown_effects: (V, n) contribution of each of the first V nodes on each discovery image.
+        shown_maps: a node of the pictured circuit: (k, H, W) its effect at each position of its k
+            :meth:`strongest_images`; empty where none were asked for, or effects have no positions (``exact``).
+        edges: between the nodes of the pictured circuit and every site's error, and into the objective; None when not
+            asked for. The picture draws :meth:`~mis_lab.circuit.graph.Edges.strongest` of them.
+        complement: completeness, on the evaluation images.
+        minimality: of the pictured circuit, error nodes left out unless they are nodes like any; on the evaluation
+            images.
+        others: name → curve of other circuits of the same nodes, on the same images: ``by_change`` (nodes ordered by
+            how much they change), ``class NAME`` (found on the images of one of several classes).
+        cmd_differences: name → CMD of this circuit minus that of another, with its paired interval: every one of
+            `others`, ``best_random``, ``neuron`` (beside features), ``class A against class B`` on the images of A.
+        agreement: effects beside exact ones, of the largest nodes and of random ones.
+        edge_agreement: ``source→target`` → linear edges beside exact ones; empty when not asked for.
+        activity: site path → how active its nodes are on the discovery images, and on all scored images.
     """
 
     circuit: Circuit
     sites: tuple[SiteSummary, ...]
     curve: Curve
     shown_effects: Tensor
+    shown_maps: tuple[Tensor, ...] = ()
+    edges: Edges | None = None
+    complement: ComplementCurve | None = None
+    minimality: Minimality | None = None
+    others: Mapping[str, Curve] = field(default_factory=dict)
+    cmd_differences: Mapping[str, Interval] = field(default_factory=dict)
+    agreement: ExactAgreement | None = None
+    edge_agreement: Mapping[str, Agreement] = field(default_factory=dict)
+    activity: Mapping[str, ActivityBeside] = field(default_factory=dict)
 
     @property
     def shown(self) -> Circuit:
@@ -85,61 +139,99 @@ class KindResult:
 
     def strongest_images(self, n_images: int) -> Tensor:
         """(V, up to `n_images`) places in the discovery set where a node does most, in its mean's sign."""
-        signs = torch.where(self.shown.effect < 0, -1.0, 1.0)
-        order = (self.shown_effects.double() * signs[:, None]).argsort(dim=1, descending=True, stable=True)
-        return order[:, :n_images]
+        return strongest_images(self.shown, self.shown_effects, n_images)
+
+    @property
+    def completeness_shown(self) -> float:
+        """Completeness of the measured size nearest to the pictured circuit's; NaN without a curve."""
+        if self.complement is None:
+            return float("nan")
+        nearest = np.abs(self.complement.sizes - len(self.shown)).argmin()
+        return float(np.asarray(self.complement.completeness.estimate)[nearest])
+
+    def headline(self) -> dict[str, float]:
+        """The numbers to look at first, flat; those of what was not measured are left out."""
+        found = of_areas(self.curve)
+        if self.complement is not None:
+            found["completeness_shown"] = self.completeness_shown
+        if self.minimality is not None:
+            found |= {"minimality": self.minimality.median, "needless_share": self.minimality.needless()}
+        for name, interval in self.cmd_differences.items():
+            limits = zip(("", "/low", "/high"), numbers(interval), strict=True)
+            found |= {f"cmd_difference/{name}{limit}": number for limit, number in limits}
+        if self.edges is not None:
+            found |= {"n_edges": len(self.edges), "n_vjps": self.edges.n_vjps, "n_forwards": self.edges.n_forwards}
+            found["median_coverage"] = median_coverage(self.edges)
+        if self.agreement is not None:
+            for name, correlation in (("top", self.agreement.top), ("random", self.agreement.random)):
+                found |= {f"exact/{name}/pearson": correlation.pearson, f"exact/{name}/spearman": correlation.spearman}
+        for link, compared in self.edge_agreement.items():
+            found[f"edges/{link}/pearson"] = compared.pearson
+        for site in self.sites:
+            found[f"{site.path}/attribution_gap"] = site.attribution_gap
+            found[f"{site.path}/error_share"] = site.error_share
+        for path, beside in self.activity.items():
+            found[f"{path}/dead_share"] = beside.circuit.dead_share
+        return found
 
     def _write(self, folder: Path) -> None:
         self.circuit.save(folder)
-        write_tensors(folder / "shown.safetensors", {"effects": self.shown_effects})
-        curve = self.curve
-        arrays = {name: getattr(curve, name) for name in ("sizes", "values", "random_values", "live_values")}
-        write_tensors(folder / "curve.safetensors", {name: torch.tensor(array) for name, array in arrays.items()})
+        maps = {f"map_{place}": of_node for place, of_node in enumerate(self.shown_maps)}
+        write_tensors(folder / "shown.safetensors", {"effects": self.shown_effects} | maps)
+        write_curve(folder / "curve.safetensors", self.curve)
+        for place, other in enumerate(self.others.values()):
+            write_curve(folder / f"other_{place}.safetensors", other)
+        if self.complement is not None:
+            write_curve(folder / "complement.safetensors", self.complement)
+        if self.minimality is not None:
+            write_minimality(folder, self.minimality)
+        if self.edges is not None:
+            self.edges.save(folder)
+        sites = list(self.circuit.n_nodes)
+        if self.agreement is not None:
+            write_agreement(folder / "agreement.safetensors", self.agreement, sites)
+        if self.activity:
+            write_activity(folder / "activity.safetensors", self.activity)
         write_text(folder / "circuit.dot", circuit_dot(self.shown))
 
     @classmethod
     def _read(cls, folder: Path, kind: str, told: Mapping[str, Any]) -> KindResult:
-        arrays = {name: values.numpy() for name, values in read_tensors(folder / "curve.safetensors").items()}
+        circuit, shown = Circuit.load(folder), read_tensors(folder / "shown.safetensors")
+        sites = list(circuit.n_nodes)
+        others = {
+            name: read_curve(folder / f"other_{place}.safetensors", kind, told)
+            for place, name in enumerate(told["others"])
+        }
+        complement, agreement = folder / "complement.safetensors", folder / "agreement.safetensors"
         return cls(
-            Circuit.load(folder),
+            circuit,
             tuple(SiteSummary(**site) for site in told["sites"]),
-            Curve(kind, **arrays, n_bootstrap=told["n_bootstrap"], seed=told["seed"]),
-            read_tensors(folder / "shown.safetensors")["effects"],
+            read_curve(folder / "curve.safetensors", kind, told),
+            shown["effects"],
+            tuple(shown[f"map_{place}"] for place in range(len(shown) - 1)),
+            Edges.load(folder) if told["edges"] else None,
+            read_complement(complement, kind, told) if told["completeness"] else None,
+            read_minimality(folder) if told["minimality"] else None,
+            others,
+            {name: interval_of(limits) for name, limits in told["cmd_differences"].items()},
+            read_agreement(agreement, sites) if told["agreement"] else None,
+            {name: Agreement(**of_link) for name, of_link in told["edge_agreement"].items()},
+            read_activity(folder / "activity.safetensors", sites) if told["activity"] else {},
         )
 
     def _told(self) -> dict[str, Any]:
-        curve, shown = self.curve, self.shown
-        faithfulness, random = curve.faithfulness, curve.random
-        rows = zip(shown.nodes, shown.effect, shown.standard_error, shown.n_active, strict=True)
         return {
             "sites": [asdict(site) for site in self.sites],
-            "sizes": curve.sizes.tolist(),
-            "fractions": curve.fractions.tolist(),
-            "faithfulness": _listed(faithfulness.estimate),
-            "low": _listed(faithfulness.low),
-            "high": _listed(faithfulness.high),
-            "random": {
-                "mean": _listed(random.mean(0)),
-                "lowest": _listed(random.min(0)),
-                "highest": _listed(random.max(0)),
-            },
-            "live_only": curve.live_only,
-            "cpr": [float(number) for number in curve.cpr],
-            "cmd": [float(number) for number in curve.cmd],
-            "random_cpr": _listed(curve.random_cpr),
-            "random_cmd": _listed(curve.random_cmd),
-            "n_bootstrap": curve.n_bootstrap,
-            "seed": curve.seed,
-            "shown": [
-                {
-                    "site": node.site,
-                    "feature": node.feature,
-                    "effect": float(effect),
-                    "standard_error": float(error),
-                    "n_active": int(n_active),
-                }
-                for node, effect, error, n_active in rows
-            ],
+            **of_curve(self.curve),
+            "completeness": of_complement(self.complement) if self.complement else None,
+            "minimality": of_minimality(self.minimality) if self.minimality else None,
+            "others": {name: of_other(curve) for name, curve in self.others.items()},
+            "cmd_differences": {name: numbers(limits) for name, limits in self.cmd_differences.items()},
+            "edges": of_edges(self.edges) if self.edges is not None else None,
+            "edge_agreement": {name: of_link._asdict() for name, of_link in self.edge_agreement.items()},
+            "agreement": of_agreement(self.agreement) if self.agreement else None,
+            "activity": of_activity(self.activity),
+            "shown": of_shown(self.shown),
         }
 
 
@@ -154,6 +246,7 @@ class CircuitResult:
         discovery_targets, evaluation_targets: (n,) int64, the class each objective reads.
         mean_image: (C, H, W) float64, mean of the discovery images as the network gets them: where
             ``ig_inputs`` starts.
+        passes_by: site path → share of the objective's change that passes by the site; about 0 for cut sets.
         settings: the options, for reading along.
     """
 
@@ -165,12 +258,21 @@ class CircuitResult:
     evaluation_targets: Tensor
     mean_image: Tensor
     settings: Mapping[str, Any]
+    passes_by: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kinds(self) -> dict[str, KindResult]:
         """Kind of nodes → its circuits; features first."""
         both = zip(KINDS, (self.features, self.neurons), strict=True)
         return {kind: result for kind, result in both if result is not None}
+
+    def headline(self) -> dict[str, float]:
+        """The numbers to look at first, flat: ``feature/cmd`` and so on."""
+        return {
+            f"{kind}/{name}": number
+            for kind, result in self.kinds.items()
+            for name, number in result.headline().items()
+        }
 
     def write(self, folder: Path) -> None:
         """Write everything into `folder`; ``circuit.json`` comes last."""
@@ -183,6 +285,7 @@ class CircuitResult:
             {
                 "version": VERSION,
                 "settings": dict(self.settings),
+                "passes_by": dict(self.passes_by),
                 "discovery_ids": list(self.discovery_ids),
                 "evaluation_ids": list(self.evaluation_ids),
                 "kinds": {kind: result._told() for kind, result in self.kinds.items()},
@@ -213,9 +316,6 @@ class CircuitResult:
             discovery_ids=tuple(told["discovery_ids"]),
             evaluation_ids=tuple(told["evaluation_ids"]),
             settings=told["settings"],
+            passes_by=told["passes_by"],
             **tensors,
         )
-
-
-def _listed(values: Any) -> list[float]:
-    return np.asarray(values, dtype=np.float64).tolist()

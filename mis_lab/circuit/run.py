@@ -1,54 +1,42 @@
-"""The stage ``circuit``: find circuits on some images, measure how faithful they are on others."""
+"""The stage ``circuit``: find circuits on some images, picture the largest nodes, measure all on other images."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.activity import ActivityBeside, activity_beside
 from mis_lab.circuit.attribution import InputPath
-from mis_lab.circuit.baselines import BASELINES, mean_image
+from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import ERROR, Circuit, rank
+from mis_lab.circuit.comparisons import cmd_difference
 from mis_lab.circuit.config import CircuitConfig
+from mis_lab.circuit.cut import check_cut, check_splice
 from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures
 from mis_lab.circuit.effects import SiteEffects, node_effects
-from mis_lab.circuit.faithfulness import evaluate
-from mis_lab.circuit.objectives import OBJECTIVES, Problem
+from mis_lab.circuit.images import ChosenImages, ImageSet, check_apart, choose
+from mis_lab.circuit.objectives import Problem
+from mis_lab.circuit.pictured import compare_with_exact, linear_against_exact, pictured_edges, pictured_maps
 from mis_lab.circuit.quadrature import RULES
+from mis_lab.circuit.quality import judge, rivals
 from mis_lab.circuit.result import CircuitResult, KindResult, SiteSummary
-from mis_lab.circuit.targets import TARGETS
+from mis_lab.circuit.states import States
+from mis_lab.circuit.targets import objective_of
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import plain
 from mis_lab.dataset.base import ImageDataset
-from mis_lab.dataset.loading import batches
-from mis_lab.dataset.splits import spread
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
 from mis_lab.sae.base import Sae
 
 Log = Callable[[Mapping[str, float], int], None]
+N_CHECKED = 8  # images that splice and cut sets are checked on
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ChosenImages:
-    """Some images of a data set, read again each time they are gone through."""
-
-    model: LoadedModel
-    dataset: ImageDataset
-    indices: Sequence[int]
-    batch_size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in batches(self.dataset, self.model.transform, self.batch_size, indices=self.indices):
-            yield self.model.to_input(batch.images_bchw)
 
 
 def discover_and_evaluate(
@@ -61,87 +49,153 @@ def discover_and_evaluate(
     config: CircuitConfig,
     seed: int,
     log: Log | None = None,
+    names: Sequence[str] = (),
 ) -> CircuitResult:
-    """Circuits of SAE features, and of neurons beside them, with their faithfulness.
+    """Circuits of SAE features, and of neurons beside them: effects, edges, and how good they are.
 
     Args:
         sites: in the order of the network.
         saes: site path → SAE, for every site; empty for neurons alone.
         discovery, evaluation: indices of images that may be used; `config` says how many of them, spread over
             the groups.
-        seed: of random circuits and intervals.
+        seed: of partners, random circuits and intervals.
         log: called with named numbers and a circuit size.
+        names: of the network's classes, for options that name one.
 
     Raises:
-        ConfigError: when a site has no SAE or none that fits, or does not lead to the objective.
-        DataError: when the two sets of images overlap or one is empty, or the target is a label that is missing.
+        ConfigError: when a site has no SAE or none that fits, does not lead to the objective, is no cut set of a chain,
+            or cannot be spliced without changing the network; or when a class of `config` is none of the network's.
+        DataError: when the two sets of images overlap or one is empty, no image is of the classes asked for, the
+            target is a label that is missing, an image has no partner, or an effect is not finite.
         MisLabError: when the objective hardly moves (see :func:`~mis_lab.circuit.faithfulness.evaluate`).
     """
-    found_on, tested_on = _choose(dataset, discovery, evaluation, config)
-    problem = Problem(model, tuple(sites), OBJECTIVES[config.objective])
-    images, test_images = (ChosenImages(model, dataset, chosen, config.batch_size) for chosen in (found_on, tested_on))
-    targets, test_targets = (
-        TARGETS[config.target](model, dataset, chosen.indices, chosen) for chosen in (images, test_images)
-    )
+    check_apart(dataset, discovery, evaluation)
+    problem = Problem(model, tuple(sites), objective_of(config, model.n_classes, names))
+    found_on = choose(model, dataset, discovery, config.n_discovery, config, names)
+    tested_on = choose(model, dataset, evaluation, config.n_evaluation, config, names)
     dictionaries = _dictionaries(model, sites, saes)
-    node_sets = BASELINES[config.baseline](problem, dictionaries, images)
-    path = InputPath(mean_image(images), RULES[config.quadrature](config.n_steps))
-    effects = node_effects(problem, node_sets, images, targets, config.method, path)
+    passes_by = _check(problem, found_on, tested_on, config)
 
-    results = {}
-    for kind, nodes in node_sets.items():
-        summaries = tuple(SiteSummary.of(site_path, of_site) for site_path, of_site in effects[kind].items())
-        _report(kind, summaries, log)
-        circuit = rank(kind, effects[kind])
-        curve = evaluate(problem, nodes, circuit, test_images, test_targets, config, seed)
-        if log:
-            for size, faithfulness, random in zip(
-                curve.sizes.tolist(),
-                np.asarray(curve.faithfulness.estimate).tolist(),
-                curve.random.mean(0).tolist(),
-                strict=True,
-            ):
-                log({f"{kind}/faithfulness": faithfulness, f"{kind}/random_faithfulness": random}, size)
-        shown = _effects_of(circuit.top(config.n_shown), effects[kind])
-        results[kind] = KindResult(circuit, summaries, curve, shown)
+    states = States.of(problem, dictionaries, found_on, tested_on, config, seed)
+    path = InputPath(mean_image(found_on.images), RULES[config.quadrature](config.n_steps))
+    effects = node_effects(problem, states.on(found_on), found_on.images, found_on.rows_n, config.method, path)
+    everything = found_on.images.at(sorted([*discovery, *evaluation]))
+    active = activity_beside(problem, dictionaries, found_on.images, everything)
+
+    stage = _Stage(problem, states, found_on, tested_on, path, config, seed, log)
+    results = {kind: stage.of_kind(kind, of_kind, active[kind]) for kind, of_kind in effects.items()}
     return CircuitResult(
-        features=results.get("feature"),
+        features=_beside_neurons(results),
         neurons=results["neuron"],
-        discovery_ids=tuple(dataset.ids[index] for index in found_on),
-        evaluation_ids=tuple(dataset.ids[index] for index in tested_on),
-        discovery_targets=targets,
-        evaluation_targets=test_targets,
+        discovery_ids=tuple(found_on.images.ids),
+        evaluation_ids=tuple(tested_on.images.ids),
+        discovery_targets=found_on.targets_n,
+        evaluation_targets=tested_on.targets_n,
         mean_image=path.start,
         settings=plain(config),
+        passes_by=passes_by,
     )
 
 
-def _choose(
-    dataset: ImageDataset, discovery: Sequence[int], evaluation: Sequence[int], config: CircuitConfig
-) -> tuple[list[int], list[int]]:
-    """The images of each set that are used.
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """What all kinds of nodes share once effects are known."""
 
-    Raises:
-        DataError: when a set is empty or both hold an image.
-    """
-    for name, indices in (("discovery", discovery), ("evaluation", evaluation)):
-        if not len(indices):
-            raise DataError(
-                f"no {name} images for circuits",
-                looked=f"{dataset.name}/{dataset.split}",
-                fix="Images of two groups or more are needed; dataset.split.hold_out shares them out.",
+    problem: Problem
+    states: States
+    found_on: ImageSet
+    tested_on: ImageSet
+    path: InputPath
+    config: CircuitConfig
+    seed: int
+    log: Log | None
+
+    def of_kind(
+        self, kind: str, effects: Mapping[str, SiteEffects], active: Mapping[str, ActivityBeside]
+    ) -> KindResult:
+        """Everything about the circuits of one kind."""
+        problem, states, config = self.problem, self.states, self.config
+        summaries = tuple(SiteSummary.of(site_path, of_site) for site_path, of_site in effects.items())
+        self._report(kind, summaries)
+        circuit = rank(kind, effects)
+        if not len(circuit):
+            raise DataError(f"no {kind} ever leaves its baseline on the discovery images: there is no circuit")
+        shown = circuit.top(config.n_shown)
+        shown_effects = _effects_of(shown, effects)
+        maps = pictured_maps(problem, states, shown, shown_effects, self.found_on, self.path, config)
+
+        some = self.found_on.spread(config.n_edge_images or len(self.found_on))
+        on_some = self.found_on.take(some)
+        edges = pictured_edges(problem, states, shown, effects, on_some, self.path, config)
+        edge_agreement = {}
+        if config.check_edges:
+            few = on_some.take(on_some.spread(config.check_edges))
+            edge_agreement = linear_against_exact(problem, states, shown, few, self.path, config)
+        agreement = None
+        if config.n_exact:
+            agreement = compare_with_exact(
+                problem, states, kind, effects, self.found_on, some, config.n_exact, self.seed
             )
-    both = set(discovery) & set(evaluation)
-    if both:
-        raise DataError(
-            f"{len(both)} images are for discovery and for evaluation, {dataset.ids[min(both)]} for one",
-            fix="A circuit is evaluated on images that it was not found on.",
+
+        others = rivals(problem, states, circuit, effects, self.found_on.masks, self.found_on)
+        masks = self.tested_on.masks
+        quality = judge(problem, states, circuit, others, masks, self.tested_on, config, self.seed)
+        result = KindResult(
+            circuit,
+            summaries,
+            quality.curve,
+            shown_effects,
+            maps,
+            edges,
+            quality.complement,
+            quality.minimality,
+            quality.others,
+            quality.cmd_differences,
+            agreement,
+            edge_agreement,
+            active,
         )
-    chosen = []
-    for indices, n_images in ((discovery, config.n_discovery), (evaluation, config.n_evaluation)):
-        groups = [dataset.groups[index] for index in indices]
-        chosen.append([indices[place] for place in spread(groups, n_images or len(groups))])
-    return chosen[0], chosen[1]
+        self._log_curves(kind, result)
+        return result
+
+    def _report(self, kind: str, summaries: Sequence[SiteSummary]) -> None:
+        for site in summaries:
+            logger.info(
+                "%s effects at %s: attribution gap %.1f %% (sum %.4g, ablating all %.4g), error share %.1f %%",
+                kind,
+                site.path,
+                100 * site.attribution_gap,
+                site.effect_sum,
+                site.change,
+                100 * site.error_share,
+            )
+            if self.log:
+                where = f"{kind}/{site.path}"
+                numbers = {"attribution_gap": site.attribution_gap, "error_share": site.error_share}
+                self.log({f"{where}/{name}": number for name, number in numbers.items()}, 0)
+
+    def _log_curves(self, kind: str, result: KindResult) -> None:
+        if not self.log or result.complement is None:
+            return
+        columns = {
+            "faithfulness": np.asarray(result.curve.faithfulness.estimate),
+            "random_faithfulness": result.curve.random.mean(0),
+            "completeness": np.asarray(result.complement.completeness.estimate),
+        }
+        for place, size in enumerate(result.curve.sizes.tolist()):
+            self.log({f"{kind}/{name}": float(column[place]) for name, column in columns.items()}, size)
+
+
+def _check(problem: Problem, found_on: ImageSet, tested_on: ImageSet, config: CircuitConfig) -> dict[str, float]:
+    """Try the splice and the sites on a few images, each with one of the other set as its partner."""
+    n_checked = min(N_CHECKED, len(found_on), len(tested_on))
+    images, partners = (_first(some.images, n_checked) for some in (found_on, tested_on))
+    check_splice(problem, images)
+    return check_cut(problem, [images], [partners], found_on.rows_n[:n_checked], config.topology)
+
+
+def _first(images: ChosenImages, n_images: int) -> Tensor:
+    return torch.cat(list(images.at(images.indices[:n_images])))
 
 
 def _dictionaries(
@@ -158,23 +212,16 @@ def _dictionaries(
     return found
 
 
-def _report(kind: str, summaries: Sequence[SiteSummary], log: Log | None) -> None:
-    for site in summaries:
-        logger.info(
-            "%s effects at %s: attribution gap %.1f %% (sum %.4g, ablating all %.4g), error share %.1f %%",
-            kind,
-            site.path,
-            100 * site.attribution_gap,
-            site.effect_sum,
-            site.change,
-            100 * site.error_share,
-        )
-        if log:
-            where = f"{kind}/{site.path}"
-            log({f"{where}/attribution_gap": site.attribution_gap, f"{where}/error_share": site.error_share}, 0)
-
-
 def _effects_of(circuit: Circuit, effects: Mapping[str, SiteEffects]) -> Tensor:
     """(V, n) contribution of each node of `circuit` on each discovery image."""
     rows = [effects[node.site].per_image[:, -1 if node.feature == ERROR else node.feature] for node in circuit.nodes]
     return torch.stack(rows)
+
+
+def _beside_neurons(results: Mapping[str, KindResult]) -> KindResult | None:
+    """Features with their CMD less that of neurons; None where there are none."""
+    features = results.get("feature")
+    if features is None:
+        return None
+    beside = {"neuron": cmd_difference(features.curve, results["neuron"].curve)}
+    return replace(features, cmd_differences={**features.cmd_differences, **beside})

@@ -7,17 +7,19 @@ Every artifact has a ``summary.json``: its headline numbers, flat.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mis_lab.activations.shards import StoredActivations
-from mis_lab.circuit.result import CircuitResult
+from mis_lab.circuit.config import CircuitConfig
 from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.config import Stage
-from mis_lab.core.errors import ConfigError
+from mis_lab.core.errors import ConfigError, MissingFileError
 from mis_lab.core.files import write_json
-from mis_lab.core.keys import plain
+from mis_lab.core.keys import content_key, hash_file, plain
 from mis_lab.core.store import Artifact, Recipe
 from mis_lab.mis.run import PERMUTED
+from mis_lab.model.class_names import class_names
 from mis_lab.pipeline.activations import activations
 from mis_lab.pipeline.comparison import compare, has_partners, partners
 from mis_lab.pipeline.evaluation import ablations, evaluate, predicted
@@ -40,12 +42,17 @@ def circuit(lab: Lab) -> Artifact:
         )
     saes = {site: sae(lab, site) for site in config.model.sites} if lab.has_sae else {}
     stored = activations(lab, "score")
+    asked, pairs = plain(config.circuit), _pairs(config.circuit)
+    if pairs:
+        del asked["pairs_file"]  # what it holds counts, not where it lies
+    names = class_names(config.model, lab.data["score"])
     recipe = Recipe(
         "circuit",
         VERSIONS["circuit"],
-        {"circuit": plain(config.circuit), "held_out": sorted(lab.held_out), "seed": config.seed},
+        {"circuit": asked, "held_out": sorted(lab.held_out), "seed": config.seed} | _named(config.circuit, names),
         {f"activations/{site}": artifact.key for site, artifact in stored.items()}
-        | {f"sae/{site}": artifact.key for site, artifact in saes.items()},
+        | {f"sae/{site}": artifact.key for site, artifact in saes.items()}
+        | pairs,
         label=f"{config.model.name}, {config.sae.name}, {config.circuit.method.name}",
     )
 
@@ -60,26 +67,32 @@ def circuit(lab: Lab) -> Artifact:
             config.circuit,
             config.seed,
             lambda numbers, size: lab.log("circuit", numbers, size),
+            names,
         )
         result.write(folder)
-        write_json(folder / SUMMARY, _areas(result))
+        write_json(folder / SUMMARY, result.headline())
 
     return lab.store.get(recipe, build)
 
 
-def _areas(result: CircuitResult) -> dict[str, float]:
-    """CPR, CMD, and per site the attribution gap and error share, by kind of nodes."""
-    numbers = {}
-    for kind, found in result.kinds.items():
-        numbers[f"{kind}/cpr"], numbers[f"{kind}/cmd"] = (
-            float(found.curve.cpr.estimate),
-            float(found.curve.cmd.estimate),
-        )
-        numbers[f"{kind}/random_cmd"] = float(found.curve.random_cmd.mean())
-        for site in found.sites:
-            numbers[f"{kind}/{site.path}/attribution_gap"] = site.attribution_gap
-            numbers[f"{kind}/{site.path}/error_share"] = site.error_share
-    return numbers
+def _pairs(config: CircuitConfig) -> dict[str, str]:
+    """The file of image pairs by its content; empty when none is asked for.
+
+    Raises:
+        MissingFileError: when there is no such file.
+    """
+    if not config.pairs_file:
+        return {}
+    path = Path(config.pairs_file)
+    if not path.is_file():
+        raise MissingFileError("there is no file of image pairs", looked=path, fix="Give one in circuit.pairs_file.")
+    return {"pairs": hash_file(path)}
+
+
+def _named(config: CircuitConfig, names: Sequence[str]) -> dict[str, str]:
+    """What the names of classes are, where `config` gives a class by its name."""
+    told = [config.target_class, config.other_class, *config.classes]
+    return {"class_names": content_key(list(names))} if any(one and not one.isdigit() for one in told) else {}
 
 
 def of_mis(lab: Lab) -> dict[str, Artifact]:

@@ -5,22 +5,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mis_lab.circuit.baselines import SiteNodes, mean, mean_image, zero
 from mis_lab.circuit.circuit import Circuit, rank
-from mis_lab.circuit.config import EffectMethod, Objective
+from mis_lab.circuit.config import CircuitConfig, EffectMethod, Objective
 from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures, n_nodes
 from mis_lab.circuit.effects import InputPath, node_effects
 from mis_lab.circuit.objectives import OBJECTIVES, Problem
 from mis_lab.circuit.patching import PatchedNodes
 from mis_lab.circuit.quadrature import midpoint
+from mis_lab.circuit.result import CircuitResult
+from mis_lab.circuit.run import discover_and_evaluate
 from mis_lab.circuit.splice import ablations
-from mis_lab.core.seeding import generator
+from mis_lab.core.seeding import generator, numpy_generator
+from mis_lab.dataset.base import ImageDataset
 from mis_lab.dataset.config import TransformConfig
 from mis_lab.dataset.transforms import ImageTransform
 from mis_lab.model.load import LoadedModel
@@ -259,3 +265,62 @@ def shared_toy() -> Toy:
     """One toy for properties that hypothesis tries many times."""
     with torch.random.fork_rng():
         return build_toy()
+
+
+STAGE = CircuitConfig(
+    n_steps=3,
+    n_discovery=6,
+    n_evaluation=5,
+    sizes=4,
+    n_random=2,
+    n_bootstrap=50,
+    n_shown=5,
+    batch_size=4,
+    min_effect=1e-9,
+)
+
+
+class Noise(ImageDataset):
+    """Noise of 6×6 pixels, four images a group; the last image has no label."""
+
+    def __init__(self, n: int = 24) -> None:
+        labels = [index % 4 for index in range(n - 1)] + [-1]
+        super().__init__(
+            "noise", "score", [f"noise/{i}" for i in range(n)], [f"g{i // 4}" for i in range(n)], labels, list("abcd")
+        )
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(numpy_generator(0, "noise", index).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def noise() -> Callable[..., Noise]:
+    """:class:`Noise`."""
+    return Noise
+
+
+@pytest.fixture
+def stage_config() -> CircuitConfig:
+    """Options of a small stage."""
+    return STAGE
+
+
+@pytest.fixture
+def run() -> Callable[..., CircuitResult]:
+    """run(network, seed, **options or arguments): the stage on groups 0 to 2 of noise, evaluated on 3 to 5."""
+
+    def stage(network: str = "relu", seed: int = 0, **changes: Any) -> CircuitResult:
+        torch.manual_seed(0)
+        toy = build_toy(network, dtype=torch.float32)
+        options = {each.name: changes.pop(each.name) for each in fields(CircuitConfig) if each.name in changes}
+        arguments = {
+            "model": toy.problem.model,
+            "sites": toy.problem.sites,
+            "saes": toy.saes,
+            "dataset": Noise(),
+            "discovery": range(12),
+            "evaluation": range(12, 23),
+        }
+        return discover_and_evaluate(**(arguments | changes), config=replace(STAGE, **options), seed=seed)
+
+    return stage

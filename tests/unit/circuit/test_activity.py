@@ -57,7 +57,7 @@ def test_a_circuits_images_stand_beside_all(make_toy) -> None:
     some = [torch.zeros(1, 3, 6, 6, dtype=torch.float64)]  # few features fire on an image without any contrast
     everything = [*toy.images, *some]
     shares = []
-    for path, both in activity_beside(toy.problem, of_kind, some, everything).items():
+    for path, both in activity_beside(toy.problem, {"": of_kind}, some, everything)[""].items():
         here, everywhere = (activity(toy.problem, of_kind, images)[path] for images in (some, everything))
         for name in FIELDS:
             assert getattr(both.circuit, name).equal(getattr(here, name)) or name == "mean_if_active"

@@ -7,20 +7,29 @@ import sys
 
 import pytest
 
-from mis_lab.circuit.config import Baseline, CircuitConfig, Objective, Pairing, Target
+from mis_lab.circuit.config import Baseline, CircuitConfig, EdgeMethod, EffectMethod, Objective, Pairing, Target
 from mis_lab.core.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "edges_per_node", "batch_size"]
+)
 def test_numbers_of_things_are_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"circuit.{name}=0: at least 1"):
         CircuitConfig(**{name: 0})
 
 
-@pytest.mark.parametrize("name", ["n_discovery", "n_evaluation"])
+@pytest.mark.parametrize("name", ["n_discovery", "n_evaluation", "n_edge_images"])
 def test_zero_images_means_all_and_less_is_an_error(name: str) -> None:
     CircuitConfig(**{name: 0})
     with pytest.raises(ConfigError, match=rf"circuit.{name}=-1 is negative.*Use 0 for all"):
+        CircuitConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("name", ["check_edges", "n_exact", "n_map_images"])
+def test_zero_leaves_a_measure_out_and_less_is_an_error(name: str) -> None:
+    CircuitConfig(**{name: 0})
+    with pytest.raises(ConfigError, match=rf"circuit.{name}=-1 is negative.*Use 0 to leave it out"):
         CircuitConfig(**{name: -1})
 
 
@@ -38,6 +47,9 @@ def test_min_effect_is_positive(value: float) -> None:
         ({"pairs_file": "pairs.csv"}, "circuit.pairs_file is what circuit.baseline=counterfactual"),
         ({"baseline": Baseline.counterfactual, "pairing": Pairing.file}, "circuit.pairs_file is what"),
         ({"baseline": Baseline.resample, "pairs_file": "p.csv"}, "circuit.pairs_file is what"),
+        ({"objective": Objective.kl, "method": EffectMethod.atp}, "circuit.method=atp takes the gradient at the image"),
+        ({"edges": EdgeMethod.exact, "check_edges": 2}, "circuit.check_edges compares linear edges"),
+        ({"edges": EdgeMethod.none, "check_edges": 2}, "circuit.check_edges compares linear edges"),
         ({"other_class": "2"}, "circuit.other_class is for circuit.objective=logit_diff, not logit"),
     ],
 )
