@@ -18,10 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mis_lab.circuit.activity import ActivityBeside
+from mis_lab.circuit.agreement import ExactAgreement
 from mis_lab.circuit.circuit import Circuit
+from mis_lab.circuit.completeness import ComplementCurve
 from mis_lab.circuit.dot import circuit_dot
 from mis_lab.circuit.effects import SiteEffects
 from mis_lab.circuit.faithfulness import Curve
+from mis_lab.circuit.graph import Edges
+from mis_lab.circuit.minimality import Minimality
 from mis_lab.core.errors import StoreError
 from mis_lab.core.files import read_json, write_json, write_text
 from mis_lab.core.tensors import read_tensors, write_tensors
@@ -71,12 +76,24 @@ class KindResult:
         sites: a summary a site.
         curve: faithfulness on the evaluation images.
         shown_effects: (V, n) contribution of each of the first V nodes on each discovery image.
+        edges: between shown nodes, and to the objective.
+        complement: what is left without the circuit, on the evaluation images.
+        minimality: what each shown node does for the circuit.
+        others: name of another order of the nodes, or another circuit → its curve.
+        activity: site path → nodes on the circuit's images and on all.
+        agreement: effects beside exact ones, of some nodes.
     """
 
     circuit: Circuit
     sites: tuple[SiteSummary, ...]
     curve: Curve
     shown_effects: Tensor
+    edges: Edges | None = None
+    complement: ComplementCurve | None = None
+    minimality: Minimality | None = None
+    others: Mapping[str, Curve] | None = None
+    activity: Mapping[str, ActivityBeside] | None = None
+    agreement: ExactAgreement | None = None
 
     @property
     def shown(self) -> Circuit:
@@ -95,7 +112,7 @@ class KindResult:
         curve = self.curve
         arrays = {name: getattr(curve, name) for name in ("sizes", "values", "random_values", "live_values")}
         write_tensors(folder / "curve.safetensors", {name: torch.tensor(array) for name, array in arrays.items()})
-        write_text(folder / "circuit.dot", circuit_dot(self.shown))
+        write_text(folder / "circuit.dot", circuit_dot(self.shown, edges=self.edges))
 
     @classmethod
     def _read(cls, folder: Path, kind: str, told: Mapping[str, Any]) -> KindResult:
