@@ -200,7 +200,7 @@ def _effect_against_score(one: RankedNodes) -> Markup:
         Axis(effect, "effect_size", log=True),
         Axis([*mis, one.level], "node_mis", log=False),
     )
-    _cloud(plot, effect, mis, f"{kind_class(one.kind)} cloud middle", "node")
+    _cloud(plot, effect, mis, f"{kind_class(one.kind)} cloud middle")
     _level(plot, one.level, kind_class(one.kind), f"mean of all: {fixed(one.level, 3)}")
     return plot.svg.render()
 
@@ -272,7 +272,7 @@ def _densities(one: SiteActivity, both: np.ndarray) -> Markup:
         height=260,
     )
     plot.line(ends, ends, "equal")
-    _cloud(plot, x, y, f"{kind_class(one.kind)} cloud middle", "unit")
+    _cloud(plot, x, y, f"{kind_class(one.kind)} cloud middle")
     return plot.svg.render()
 
 
@@ -297,13 +297,12 @@ def _curve(plot: Plot, x: np.ndarray, y: Interval, css: str, name: str, band: bo
         plot.point(size, estimate[place], css, f"{name}: {plural(size, 'node')}, {fixed(estimate[place])} {limits}")
 
 
-def _cloud(plot: Plot, x: np.ndarray, y: np.ndarray, css: str, word: str) -> None:
+def _cloud(plot: Plot, x: np.ndarray, y: np.ndarray, css: str) -> None:
     """Points that are all but one on another are one, larger."""
     pixels_n2 = np.array([[plot.x(at), plot.y(up)] for at, up in zip(x.tolist(), y.tolist(), strict=True)])
     _, first, n_c = np.unique(np.round(pixels_n2 / CELL_PX), axis=0, return_index=True, return_counts=True)
     for place, n in zip(first.tolist(), n_c.tolist(), strict=True):
-        hint = f"{plural(n, word)} at {number(float(x[place]))}, {number(float(y[place]))}"
-        plot.point(float(x[place]), float(y[place]), css, hint, min(2.2 * n**0.5, 8.0))
+        plot.point(float(x[place]), float(y[place]), css, size=min(2.2 * n**0.5, 8.0))
 
 
 def _level(plot: Plot, value: float, css: str, words: str) -> None:
