@@ -227,7 +227,7 @@ def test_nodes_are_coloured_by_score_on_demand(opened, data):
     assert page.locator(".mis-key").is_visible()
     assert colours() != before
     assert colours()[0] != colours()[1]
-    assert page.locator(".disc.error").last.evaluate("(one) => getComputedStyle(one).fill") == "none"
+    assert page.locator(".graph-node .disc.error").first.evaluate("(one) => getComputedStyle(one).fill") == "none"
     page.locator("[data-sets='graph-colour'] button", has_text="effect").click()
     assert colours() == before
 
