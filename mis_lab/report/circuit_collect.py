@@ -105,14 +105,14 @@ def _shown(result: CircuitResult) -> KindResult:
 
 
 def _faithfulness(kind: str, selection: str, curve: Curve, live_only: float | None = None) -> FaithfulnessCurve:
-    found = (np.asarray(part) for part in curve.faithfulness)
-    return FaithfulnessCurve(kind, selection, curve.sizes, *found, curve.cpr, curve.cmd, live_only)
+    estimate, low, high = (np.asarray(part) for part in curve.faithfulness)
+    return FaithfulnessCurve(kind, selection, curve.sizes, estimate, low, high, curve.cpr, curve.cmd, live_only)
 
 
 def _completeness(kind: str, of_kind: KindResult) -> CompletenessCurve:
     assert of_kind.complement is not None
-    found = (np.asarray(part) for part in of_kind.complement.completeness)
-    return CompletenessCurve(kind, of_kind.complement.sizes, *found)
+    estimate, low, high = (np.asarray(part) for part in of_kind.complement.completeness)
+    return CompletenessCurve(kind, of_kind.complement.sizes, estimate, low, high)
 
 
 def _nodes(shown: KindResult, scores: Scores, top_images: TopImages) -> list[CircuitNode]:

@@ -151,7 +151,7 @@ def _above(ranked: Sequence[RankedNodes]) -> Markup:
         height=200,
     )
     for kind, n in counts.items():
-        plot.line(thresholds, n, kind_class(kind))
+        plot.line(thresholds.tolist(), n.tolist(), kind_class(kind))
         for threshold, kept in list(zip(thresholds.tolist(), n.tolist(), strict=True))[::4]:
             hint = f"{named(KINDS, kind)}: {count(kept)} with |effect| ≥ {number(threshold)}"
             plot.point(threshold, kept, kind_class(kind), hint)
@@ -218,7 +218,7 @@ def _means(
     for kind, found in scores.items():
         css = kind_class(kind)
         _level(plot, levels[kind], css, f"mean of all {named(KINDS, kind)}: {fixed(levels[kind], 3)}")
-        plot.line(x[kind], found.mean, css)
+        plot.line(x[kind].tolist(), found.mean.tolist(), css)
         for at, size, mean, n in zip(x[kind].tolist(), *(found.n_nodes, found.mean, found.n_scored), strict=True):
             hint = f"{named(KINDS, kind)}: {plural(int(size), 'node')}, {count(int(n))} scored, mean {fixed(mean, 3)}"
             plot.point(at, mean, css, hint)
@@ -239,7 +239,7 @@ def _score_against_faithfulness(both: dict[str, tuple[FaithfulnessCurve, meaning
     for kind, (values, found) in rows.items():
         css = kind_class(kind)
         known = np.isfinite(found.mean) & np.isfinite(values)
-        plot.line(values[known], found.mean[known], f"{css} joined")
+        plot.line(values[known].tolist(), found.mean[known].tolist(), f"{css} joined")
         for at, mean, size in zip(values.tolist(), found.mean.tolist(), found.n_nodes.tolist(), strict=True):
             hint = f"{named(KINDS, kind)}: {plural(size, 'node')}, faithfulness {fixed(at)}, mean MIS {fixed(mean, 3)}"
             plot.point(at, mean, css, hint)

@@ -218,7 +218,7 @@ def _percent_of_range(mis: float) -> int:
     return round(100 * min(max(2 * mis - 1, 0.0), 1.0))
 
 
-def _wrapped(text: str, most: int = 13, lines: int = 2) -> list[str]:
+def _wrapped(text: str, most: int = 11, lines: int = 2) -> list[str]:
     """Words on a few lines; what does not fit ends in an ellipsis."""
     found = [""]
     for word in text.replace("_", " ").split():
