@@ -8,21 +8,25 @@ import subprocess
 from collections.abc import Mapping
 
 from mis_lab.circuit.circuit import ERROR, Circuit, Node
+from mis_lab.circuit.graph import Edges
 
 SUPPORTS, OPPOSES = "#2166ac", "#b2182b"  # blue and red stay apart for colour-blind readers
 SMALLEST, LARGEST = 0.45, 1.1  # width of a node in inches; the area grows with the effect
+THINNEST, THICKEST = 0.4, 6.0  # of an edge in points; the width grows with |weight|
 SECONDS_TO_RENDER = 60
 logger = logging.getLogger(__name__)
 
 
-def circuit_dot(circuit: Circuit, labels: Mapping[Node, str] | None = None) -> str:
+def circuit_dot(circuit: Circuit, labels: Mapping[Node, str] | None = None, edges: Edges | None = None) -> str:
     """Graphviz text of all nodes of `circuit` (take its ``top`` first): a column a site, in order.
 
-    Blue supports the target, red opposes it; strength of the colour and area follow |effect|. Error nodes are
-    triangles. The only edges are invisible ones between the sites' titles, which keep the columns in order.
+    Blue supports the target, red opposes it; strength of the colour and area follow |effect|, an edge's width its
+    |weight|. Error nodes are triangles. Invisible edges between the sites' titles keep the columns in order.
 
     Args:
         labels: what to write on nodes, instead of their numbers.
+        edges: those between nodes of `circuit` are drawn (take the ``strongest`` first), and the objective where
+            some lead to it.
     """
     largest = float(circuit.effect.abs().max()) if len(circuit) else 0.0
     columns: dict[str, list[str]] = {path: [] for path in circuit.n_nodes}
@@ -51,7 +55,33 @@ def circuit_dot(circuit: Circuit, labels: Mapping[Node, str] | None = None) -> s
         lines += ["  {", "    rank=same;", f"    site_{number} {_attributes(title)};", *nodes, "  }"]
     if len(columns) > 1:
         lines.append(f"  {' -> '.join(f'site_{number}' for number in range(len(columns)))} [style=invis];")
+    if edges is not None:
+        lines += _edge_lines(circuit, edges)
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _edge_lines(circuit: Circuit, edges: Edges) -> list[str]:
+    """The objective and the edges, those that are no edge of two of the circuit's nodes left out."""
+    place = {node: f"node_{number}" for number, node in enumerate(circuit.nodes)}
+    ends = zip(edges.ends, edges.weight.tolist(), strict=True)
+    drawn = [
+        (place[source], "objective" if target is None else place[target], weight)
+        for (source, target), weight in ends
+        if source in place and (target is None or target in place)
+    ]
+    largest = max((abs(weight) for *_, weight in drawn), default=0.0)
+    lines = []
+    if any(target == "objective" for _, target, _ in drawn):
+        last = len(circuit.n_nodes) - 1
+        attributes = _attributes({"label": "objective", "shape": "box", "fixedsize": "false", "fillcolor": "white"})
+        lines += [f"  objective {attributes};", f"  site_{last} -> objective [style=invis];"]
+    for source, target, weight in drawn:
+        share = abs(weight) / largest if largest else 0.0
+        colour = _shade(SUPPORTS if weight > 0 else OPPOSES, share**0.5)
+        width = f"{THINNEST + share * (THICKEST - THINNEST):.2f}"
+        attributes = _attributes({"color": colour, "penwidth": width, "arrowsize": "0.4", "tooltip": f"{weight:+.4g}"})
+        lines.append(f"  {source} -> {target} {attributes};")
+    return lines
 
 
 def render_svg(dot_text: str) -> str | None:

@@ -174,7 +174,7 @@ class KindResult:
             found[f"{path}/dead_share"] = beside.circuit.dead_share
         return found
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, edges_per_node: int) -> None:
         self.circuit.save(folder)
         maps = {f"map_{place}": of_node for place, of_node in enumerate(self.shown_maps)}
         write_tensors(folder / "shown.safetensors", {"effects": self.shown_effects} | maps)
@@ -192,7 +192,8 @@ class KindResult:
             write_agreement(folder / "agreement.safetensors", self.agreement, sites)
         if self.activity:
             write_activity(folder / "activity.safetensors", self.activity)
-        write_text(folder / "circuit.dot", circuit_dot(self.shown))
+        drawn = None if self.edges is None else self.edges.strongest(edges_per_node)
+        write_text(folder / "circuit.dot", circuit_dot(self.shown, edges=drawn))
 
     @classmethod
     def _read(cls, folder: Path, kind: str, told: Mapping[str, Any]) -> KindResult:
@@ -279,7 +280,7 @@ class CircuitResult:
         tensors = {name: getattr(self, name) for name in ("mean_image", "discovery_targets", "evaluation_targets")}
         write_tensors(folder / "inputs.safetensors", tensors)
         for kind, result in self.kinds.items():
-            result._write(folder / kind)
+            result._write(folder / kind, self.settings["edges_per_node"])
         write_json(
             folder / "circuit.json",
             {

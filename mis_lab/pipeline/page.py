@@ -26,6 +26,7 @@ from mis_lab.pipeline.mis_results import mis_results
 from mis_lab.pipeline.units import kinds_of_units
 from mis_lab.pipeline.versions import versions
 from mis_lab.report.about import ArtifactRef, ModelSummary, RunSummary
+from mis_lab.report.circuit_files import write_circuit_figures, write_graphviz
 from mis_lab.report.collect import Sources, collect
 from mis_lab.report.data import MisSettings
 from mis_lab.report.figures import write_figures
@@ -39,7 +40,7 @@ from mis_lab.sae.splice import SpliceQuality
 from mis_lab.tracking.tracker import Tracker
 
 PAGE, FIGURES = "report.html", "figures.json"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 MOST_WEIGHTS = 4_000_000  # of a layer whose directions are looked at: more take minutes
 
 
@@ -54,11 +55,13 @@ def report(lab: Lab, made: Mapping[str, Artifact]) -> Artifact:
     )
 
     def build(folder: Path) -> None:
-        data = collect(sources(lab, made), lab.config.report)
+        found = sources(lab, made)
+        data = collect(found, lab.config.report)
         write_report(data, folder / PAGE, lab.config.report)
-        write_json(
-            folder / FIGURES, {name: path.name for name, path in write_figures(data, folder / "figures").items()}
-        )
+        figures = write_figures(data, folder / "figures") | write_circuit_figures(data, folder / "figures")
+        if found.circuit is not None:
+            figures |= write_graphviz(found.circuit, folder / "figures")
+        write_json(folder / FIGURES, {name: path.name for name, path in figures.items()})
         write_json(folder / SUMMARY, {"mib": (folder / PAGE).stat().st_size / 2**20})
 
     return lab.store.get(recipe, build)

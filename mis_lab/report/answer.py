@@ -213,9 +213,10 @@ def _circuit(data: ReportData) -> Markup | None:
         curve = _curve(data, kind, selection)
         if curve is not None and curve is not main:
             rivals.append(f"as many {words} {percent(float(curve.at(size)[1].estimate))}")
+    left = data.circuit_details.completeness_at(main.kind, size)
     text = Markup(
         "<em>Circuit:</em> {} of {} live nodes keep <strong>{}</strong> of {} on {} of {} it was not found on (95 % "
-        "interval {} to {}){}."
+        "interval {} to {}){}{}."
     )
     return text.format(
         count(size),
@@ -227,6 +228,7 @@ def _circuit(data: ReportData) -> Markup | None:
         percent(float(value.low)),
         percent(float(value.high)),
         "; " + listed(rivals) if rivals else "",
+        f"; without them {percent(left[1])} is left" if left is not None else "",
     )
 
 

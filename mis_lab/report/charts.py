@@ -7,7 +7,8 @@ colour. Numbers are written with a fixed number of digits, so equal data give eq
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -64,21 +65,26 @@ class Svg:
     Args:
         width, height: in pixels of its own; it shrinks with the page and never grows.
         title: said by screen readers, and on hovering.
+        role: ``group`` for a picture whose parts can be focused, else ``img``.
+        css: further style classes.
     """
 
-    def __init__(self, width: int, height: int, title: str) -> None:
-        self.width, self.height, self.title = width, height, title
+    def __init__(self, width: int, height: int, title: str, role: str = "img", css: str = "") -> None:
+        self.width, self.height, self.title, self.role, self.css = width, height, title, role, css
         self._parts: list[str] = []
 
     def add(self, tag: str, css: str = "", text: str | None = None, hint: str = "", **attributes: float | str) -> None:
         """Add an element; `hint` appears on hovering. Attribute names take ``_`` for ``-``."""
-        given = "".join(
-            f' {name.replace("_", "-")}="{_plain(value) if isinstance(value, int | float) else escape(str(value))}"'
-            for name, value in attributes.items()
-        )
-        css = f' class="{css}"' if css else ""
         inside = (f"<title>{escape(hint)}</title>" if hint else "") + (escape(text) if text is not None else "")
-        self._parts.append(f"<{tag}{css}{given}>{inside}</{tag}>" if inside else f"<{tag}{css}{given}/>")
+        given = _attributes(css, attributes)
+        self._parts.append(f"<{tag}{given}>{inside}</{tag}>" if inside else f"<{tag}{given}/>")
+
+    @contextmanager
+    def group(self, css: str, **attributes: float | str) -> Iterator[None]:
+        """What is added inside belongs together."""
+        self._parts.append(f"<g{_attributes(css, attributes)}>")
+        yield
+        self._parts.append("</g>")
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
         self.add("line", css, x1=x1, y1=y1, x2=x2, y2=y2)
@@ -116,9 +122,9 @@ class Svg:
 
     def render(self) -> Markup:
         """The ``<svg>`` element."""
-        css = "chart wide" if self.width > 500 else "chart"
+        css = " ".join(["chart", *(["wide"] if self.width > 500 else []), *([self.css] if self.css else [])])
         size = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
-        head = f'<svg class="{css}" {size} role="img" aria-label="{escape(self.title)}">'
+        head = f'<svg class="{css}" {size} role="{self.role}" aria-label="{escape(self.title)}">'
         return Markup(head + "".join(self._parts) + "</svg>")
 
 
@@ -130,6 +136,14 @@ def stepped(counts: np.ndarray, edges: np.ndarray, x: Scale, base: float, height
         top = base - height * float(n) / largest
         points += [(x(float(low)), top), (x(float(high)), top)]
     return [*points, (x(float(edges[-1])), base)]
+
+
+def _attributes(css: str, attributes: Mapping[str, float | str]) -> str:
+    given = "".join(
+        f' {name.replace("_", "-")}="{_plain(value) if isinstance(value, int | float) else escape(str(value))}"'
+        for name, value in attributes.items()
+    )
+    return (f' class="{css}"' if css else "") + given
 
 
 def _plain(value: float) -> str:

@@ -21,8 +21,7 @@ from mis_lab.activations.pools import gather
 from mis_lab.activations.shards import StoredActivations
 from mis_lab.activations.unit_maps import MapReader
 from mis_lab.activations.units import Neurons, UnitSource
-from mis_lab.circuit.circuit import ERROR
-from mis_lab.circuit.result import CircuitResult, KindResult
+from mis_lab.circuit.result import CircuitResult
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
 from mis_lab.dataset.base import ImageDataset
@@ -31,14 +30,12 @@ from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.unit_tasks import unit_tasks
 from mis_lab.mis.units import UnitStatus
 from mis_lab.report.about import DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
+from mis_lab.report.circuit_collect import circuit_details, circuit_view, faithfulness_curves
+from mis_lab.report.circuit_data import CircuitDetails
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import (
     PICKS,
-    CircuitNode,
-    CircuitSite,
-    CircuitView,
     ComparisonRow,
-    FaithfulnessCurve,
     KindScores,
     MisSettings,
     ReportData,
@@ -53,7 +50,6 @@ from mis_lab.report.wording import page_kind
 from mis_lab.sae.units import Features
 
 MOST_SCENES = 24  # on the contact sheet
-NODE_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -93,6 +89,11 @@ def collect(sources: Sources, config: ReportConfig) -> ReportData:
         for site in stored
         for kind, source in _sources_of(sources, site, stored[site].width).items()
     }
+
+    def top_images(site: str, kind: str, units: Sequence[int], n_images: int) -> list[list[UnitImage]]:
+        return [of_unit["top"] for of_unit in pictures[site, kind].of(units, n_images)]
+
+    circuit = sources.circuit
     return ReportData(
         run=sources.run,
         model=sources.model,
@@ -116,8 +117,9 @@ def collect(sources: Sources, config: ReportConfig) -> ReportData:
             comparison_row(a, b, comparison) for (a, b), found in sources.comparisons.items() for comparison in found
         ],
         beside=beside_scores(sources.beside, sources.scores),
-        circuit=_circuit(sources, pictures) if sources.circuit else None,
-        faithfulness=_curves(sources.circuit) if sources.circuit else [],
+        circuit=circuit_view(circuit, sources.data["score"], sources.scores, top_images) if circuit else None,
+        circuit_details=circuit_details(circuit, sources.scores) if circuit else CircuitDetails(),
+        faithfulness=faithfulness_curves(circuit) if circuit else [],
         notes=sources.notes,
     )
 
@@ -280,86 +282,3 @@ def comparison_row(a: str, b: str, comparison: Comparison) -> ComparisonRow:
         p_holm=comparison.p_holm,
         difference_with_unscored=comparison.difference_with_unscored,
     )
-
-
-def _circuit(sources: Sources, pictures: Mapping[tuple[str, str], Pictures]) -> CircuitView:
-    result = sources.circuit
-    assert result is not None
-    shown = result.features or result.neurons
-    dataset = sources.data["score"]
-    group_of = dict(zip(dataset.ids, dataset.groups, strict=True))
-    settings = result.settings
-    return CircuitView(
-        objective=settings["objective"],
-        target={"prediction": "the network's own top class of each image", "label": "each image's label"}[
-            settings["target"]
-        ],
-        method=settings["method"],
-        baseline=settings["baseline"],
-        n_discovery=len(result.discovery_ids),
-        n_evaluation=len(result.evaluation_ids),
-        n_discovery_groups=len({group_of[image] for image in result.discovery_ids}),
-        n_evaluation_groups=len({group_of[image] for image in result.evaluation_ids}),
-        sites=[CircuitSite(site.path, site.n_live, site.attribution_gap, site.error_share) for site in shown.sites],
-        nodes=_nodes(sources, shown, pictures),
-    )
-
-
-def _nodes(sources: Sources, shown: KindResult, pictures: Mapping[tuple[str, str], Pictures]) -> list[CircuitNode]:
-    kind = shown.circuit.kind
-    nodes = shown.shown.nodes
-    units = {
-        site: [node.feature for node in nodes if node.site == site and node.feature != ERROR]
-        for site in sources.activations
-    }
-    images = {
-        (site, unit): of_unit["top"]
-        for site, of_site in units.items()
-        for unit, of_unit in zip(of_site, pictures[site, kind].of(of_site, NODE_IMAGES), strict=True)
-    }
-    found = []
-    for node, effect, error in zip(
-        nodes, shown.shown.effect.tolist(), shown.shown.standard_error.tolist(), strict=True
-    ):
-        is_error = node.feature == ERROR
-        found.append(
-            CircuitNode(
-                site=node.site,
-                kind="error" if is_error else kind,
-                number=None if is_error else node.feature,
-                effect=effect,
-                effect_se=error,
-                mis=None if is_error else _headline_score(sources, node.site, kind, node.feature),
-                images=images.get((node.site, node.feature), ()),
-            )
-        )
-    return found
-
-
-def _headline_score(sources: Sources, site: str, kind: str, unit: int) -> float | None:
-    if (site, kind) not in sources.scores:
-        return None
-    soft = np.asarray(next(iter(sources.scores[site, kind].by_negatives.values())).scores.soft.estimate)
-    return float(soft[unit]) if np.isfinite(soft[unit]) else None
-
-
-def _curves(result: CircuitResult) -> list[FaithfulnessCurve]:
-    found = []
-    for kind, of_kind in result.kinds.items():
-        curve, random = of_kind.curve, of_kind.curve.random
-        faithfulness = curve.faithfulness
-        found.append(
-            FaithfulnessCurve(
-                kind,
-                "effect",
-                curve.sizes,
-                np.asarray(faithfulness.estimate),
-                np.asarray(faithfulness.low),
-                np.asarray(faithfulness.high),
-                curve.cpr,
-                curve.cmd,
-                curve.live_only,
-            )
-        )
-        found.append(FaithfulnessCurve(kind, "random", curve.sizes, random.mean(0), random.min(0), random.max(0)))
-    return found

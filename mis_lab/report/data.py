@@ -15,6 +15,7 @@ from PIL import Image
 
 from mis_lab.core.intervals import Interval
 from mis_lab.report.about import DatasetSummary, ModelSummary, Picture, RunSummary, SiteSummary
+from mis_lab.report.circuit_data import CircuitDetails
 from mis_lab.report.mis_data import BesideScores
 from mis_lab.report.sae_data import ClassSelectivity, Superposition, TrainingCourse
 
@@ -225,12 +226,16 @@ def _excludes_zero(interval: Interval) -> bool:
 
 @dataclass(frozen=True)
 class CircuitSite:
-    """A site in a circuit: its live nodes, and how far summed effects miss the true change (attribution gap)."""
+    """A site in a circuit: its live nodes, and how far summed effects miss the true change (attribution gap).
+
+    `coverage`: share of what its pictured nodes pass on that edges to pictured nodes tell; None without edges.
+    """
 
     site: str
     n_live: int
     attribution_gap: float
     error_share: float
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +248,7 @@ class CircuitNode:
         effect, effect_se: mean contribution over the discovery images and its standard error.
         mis: the unit's headline score, None without one.
         images: what it looks for; empty for an error node.
+        minimality: what the pictured circuit loses without it, None where not measured.
     """
 
     site: str
@@ -250,8 +256,9 @@ class CircuitNode:
     number: int | None
     effect: float
     effect_se: float
-    mis: float | None = None
+    mis: Interval | None = None
     images: Sequence[UnitImage] = ()
+    minimality: float | None = None
 
 
 @dataclass(frozen=True)
@@ -288,7 +295,7 @@ class FaithfulnessCurve:
 
     Attributes:
         kind: ``feature`` or ``neuron``.
-        selection: ``effect``: the largest effects first; ``random``.
+        selection: ``effect``: the largest effects first; ``random``; or the name of another order or circuit.
         n_nodes: (S,) ascending; the last is every live node.
         faithfulness, low, high: (S,) with 95 % interval over images; for random ones, lowest and highest draw.
         cpr, cmd: areas under and away from the curve, None where not computed.
@@ -327,5 +334,6 @@ class ReportData:
     comparisons: Sequence[ComparisonRow] = ()
     beside: BesideScores = field(default_factory=BesideScores)
     circuit: CircuitView | None = None
+    circuit_details: CircuitDetails = field(default_factory=CircuitDetails)
     faithfulness: Sequence[FaithfulnessCurve] = ()
     notes: Sequence[str] = field(default=())

@@ -171,7 +171,7 @@ def faithfulness(curves: Sequence[FaithfulnessCurve], n_shown: int | None = None
                 strict=True,
             )
         )
-        css = f"{kind_class(curve.kind)} s-{curve.selection}"
+        css = f"{kind_class(curve.kind)} {selection_class(curve.selection)}"
         band = [(x(n), clipped(low)) for n, _, low, _ in rows] + [
             (x(n), clipped(high)) for n, _, _, high in reversed(rows)
         ]
@@ -186,8 +186,13 @@ def faithfulness(curves: Sequence[FaithfulnessCurve], n_shown: int | None = None
 
 def curve_name(curve: FaithfulnessCurve) -> str:
     """A curve in words."""
-    by = {"effect": "by effect", "random": "at random"}.get(curve.selection, curve.selection)
+    by = {"effect": "by effect", "random": "at random", "change": "by change"}.get(curve.selection, curve.selection)
     return f"{named(KINDS, curve.kind)}, {by}"
+
+
+def selection_class(selection: str) -> str:
+    """Style class of how the nodes of a curve were chosen."""
+    return f"s-{selection}" if selection in ("effect", "random") else "s-other"
 
 
 def node_glyph(kind: str, effect: float, largest: float) -> Markup:

@@ -1,4 +1,4 @@
-"""What the template shows of units and circuit nodes: tiles, captions, alternative texts, scores in words."""
+"""What the template shows of units: tiles, captions, alternative texts, scores in words."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from mis_lab.report import figures
-from mis_lab.report.data import PICKS, CircuitView, ReportData, UnitCard, UnitImage
+from mis_lab.report.data import PICKS, ReportData, UnitCard, UnitImage
 from mis_lab.report.images import SpriteSheet, data_uri, largest_activation
-from mis_lab.report.tables import Table, circuit_site_table
 from mis_lab.report.wording import (
     IMAGE_SETS,
     KINDS_SINGULAR,
@@ -29,7 +28,6 @@ from mis_lab.report.wording import (
     PICKS as PICK_WORDS,
 )
 
-NODE_IMAGES = 5
 SHEET_QUALITY = 65
 
 
@@ -102,26 +100,6 @@ class Gallery(NamedTuple):
     sheets: Sequence[SheetView]
 
 
-class NodeView(NamedTuple):
-    css: str
-    glyph: Markup
-    title: str
-    effect: str
-    mis: str
-    set: TileSet | None
-
-
-class ColumnView(NamedTuple):
-    site: str
-    words: str
-    nodes: Sequence[NodeView]
-
-
-class CircuitPage(NamedTuple):
-    columns: Sequence[ColumnView]
-    table: Table
-
-
 def card_id(site: str, kind: str, unit: int) -> str:
     """Element id of a unit's card."""
     return "unit-" + re.sub(r"[^A-Za-z0-9_.-]", "-", f"{site}-{kind}-{unit}")
@@ -185,7 +163,7 @@ def _card(card: UnitCard, shown: Shown, sprites: SpriteSheet) -> Card:
     title = f"{named(KINDS_SINGULAR, card.kind)} {card.number}"
     largest = largest_activation(card.images.get("top", ()))
     sets = [
-        _tile_set(name, images[: shown.images], largest, f"{title} of {card.site}", sprites)
+        tile_set(name, images[: shown.images], largest, f"{title} of {card.site}", sprites)
         for name in IMAGE_SETS
         if (images := card.images.get(name))
     ]
@@ -206,7 +184,8 @@ def _card(card: UnitCard, shown: Shown, sprites: SpriteSheet) -> Card:
     )
 
 
-def _tile_set(name: str, images: Sequence[UnitImage], largest: float, of: str, sprites: SpriteSheet) -> TileSet:
+def tile_set(name: str, images: Sequence[UnitImage], largest: float, of: str, sprites: SpriteSheet) -> TileSet:
+    """Images of one kind, of the unit named `of`; heat-maps relative to `largest`."""
     last = max(len(images) - 1, 1)
     tiles = [
         Tile(f"{100 * place / last:.4g}%", f"{image.group} · {image.image_id} · activation {number(image.activation)}")
@@ -223,32 +202,6 @@ def _counted(names: object) -> list[tuple[str, int]]:
     for name in names:  # type: ignore[attr-defined]
         counts[name] = counts.get(name, 0) + 1
     return list(counts.items())
-
-
-def circuit_page(circuit: CircuitView, sprites: SpriteSheet, node_images: int) -> CircuitPage:
-    """The pictured circuit: a column a site, the largest effects on top."""
-    largest = max((abs(node.effect) for node in circuit.nodes), default=1.0)
-    columns = []
-    for site in circuit.sites:
-        nodes = sorted((node for node in circuit.nodes if node.site == site.site), key=lambda node: -abs(node.effect))
-        views = []
-        for node in nodes:
-            images = node.images[:node_images]
-            title = "error" if node.number is None else f"{named(KINDS_SINGULAR, node.kind)} {node.number}"
-            views.append(
-                NodeView(
-                    figures.kind_class(node.kind) if node.kind != "error" else "",
-                    figures.node_glyph(node.kind, node.effect, largest),
-                    title,
-                    f"{fixed(node.effect, 3, True)} ± {fixed(node.effect_se, 3)}",
-                    "" if node.mis is None else fixed(node.mis),
-                    _tile_set("top", images, largest_activation(images), f"{title} of {site.site}", sprites)
-                    if images
-                    else None,
-                )
-            )
-        columns.append(ColumnView(site.site, f"{len(nodes)} of {count(site.n_live)} live nodes", views))
-    return CircuitPage(columns, circuit_site_table(circuit))
 
 
 def shown_ids(cards: Sequence[UnitCard]) -> Mapping[tuple[str, str, int], str]:

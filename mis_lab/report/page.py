@@ -15,13 +15,12 @@ from markupsafe import Markup
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.files import write_text
 from mis_lab.report import answer, figures, limits, sae_figures, sae_tables, tables, wording
+from mis_lab.report.circuit_page import circuit_page
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import ReportData, SiteSae
 from mis_lab.report.gallery import (
-    NODE_IMAGES,
     Shown,
     chosen_cards,
-    circuit_page,
     galleries,
     image_sets,
     shown_ids,
@@ -103,7 +102,7 @@ def render(data: ReportData, config: ReportConfig, shown: Shown) -> str:
         | _units(data, config, shown, sprites)
         | _scores(data)
         | beside_page(data.beside, data.mis.headline[0] if data.mis else "soft")
-        | _circuit(data, shown, sprites)
+        | circuit_page(data, shown, sprites)
         | _all_units(data, shown)
     )
     return environment().get_template("report.html.j2").render(**content, sprite_rules=Markup(sprites.rules()))
@@ -125,6 +124,7 @@ def environment() -> Environment:
         chart_css=Markup(_resource("chart.css")),
         page_css=Markup(_resource("page.css")),
         script=Markup(_resource("page.js")),
+        circuit_script=Markup(_resource("circuit.js")),
     )
     return made
 
@@ -275,29 +275,6 @@ def _comparisons(data: ReportData) -> dict[str, Any]:
     """The headline's table in front, the others folded away."""
     found = tables.comparison_tables(data.comparisons)
     return {"main_comparison": found[0] if found else None, "comparison_tables": found[1:]}
-
-
-def _circuit(data: ReportData, shown: Shown, sprites: SpriteSheet) -> dict[str, Any]:
-    circuit, curves = data.circuit, data.faithfulness
-    n_shown = len(circuit.nodes) if circuit else None
-    node_images = min(NODE_IMAGES, max(shown.images, 1)) if shown.units else 0
-    return {
-        "circuit": circuit_page(circuit, sprites, node_images) if circuit else None,
-        "curve_chart": figures.faithfulness(curves, n_shown) if curves else None,
-        "curve_legend": [
-            (figures.curve_name(curve), f"{figures.kind_class(curve.kind)} s-{curve.selection}") for curve in curves
-        ],
-        "live_only": wording.listed(
-            [
-                f"{wording.fixed(curve.live_only)} for {wording.named(wording.KINDS, curve.kind)}"
-                for curve in curves
-                if curve.live_only is not None
-            ]
-        )
-        if any(curve.live_only is not None for curve in curves)
-        else "",
-        "curve_table": tables.curve_table(curves, n_shown) if curves and n_shown else None,
-    }
 
 
 def _all_units(data: ReportData, shown: Shown) -> dict[str, Any]:

@@ -12,14 +12,12 @@ import numpy as np
 
 from mis_lab.core.intervals import Interval
 from mis_lab.report.data import (
-    CircuitView,
     ComparisonRow,
-    FaithfulnessCurve,
     KindScores,
     ReportData,
     SiteSae,
 )
-from mis_lab.report.figures import curve_name, kind_class, ordered
+from mis_lab.report.figures import kind_class, ordered
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.wording import (
     KINDS,
@@ -206,41 +204,6 @@ def _verdict(row: ComparisonRow) -> Cell:
         return word_cell("unclear")
     more = "" if row.carries_over else "these images only"
     return word_cell(f"{named(KINDS, row.winner)} ahead", f"word kind {kind_class(row.winner)}")._replace(more=more)
-
-
-def circuit_site_table(circuit: CircuitView) -> Table:
-    """Live nodes, attribution gap and error share of each site."""
-    rows = [
-        [
-            word_cell(site.site, "word code"),
-            number_cell(site.n_live, count(site.n_live)),
-            number_cell(site.attribution_gap, percent(site.attribution_gap)),
-            number_cell(site.error_share, percent(site.error_share)),
-        ]
-        for site in circuit.sites
-    ]
-    columns = [Column(label="Site"), Column("n_live"), Column("attribution_gap"), Column("error_share")]
-    return Table("table-circuit", "What effects explain at each site", columns, rows)
-
-
-def curve_table(curves: Sequence[FaithfulnessCurve], n_shown: int) -> Table:
-    """Each curve at the size nearest to the pictured circuit's, and its areas where they were computed."""
-    with_areas = any(curve.cpr is not None for curve in curves)
-    rows = []
-    for curve in curves:
-        size, value = curve.at(n_shown)
-        cells = [
-            Cell(curve_name(curve), curve_name(curve), f"word narrow kind {kind_class(curve.kind)}"),
-            number_cell(size, count(size)),
-            interval_cell(value),
-        ]
-        if with_areas:
-            cells += [interval_cell(curve.cpr), interval_cell(curve.cmd)]
-        rows.append(cells)
-    columns = [Column(label="Circuits"), Column("n_nodes"), Column("faithfulness")]
-    if with_areas:
-        columns += [Column("cpr"), Column("cmd")]
-    return Table("table-curves", "Circuits about as large as the pictured one", columns, rows)
 
 
 def units_json(data: ReportData, shown: Mapping[tuple[str, str, int], str]) -> str:

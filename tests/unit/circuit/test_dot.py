@@ -11,6 +11,7 @@ import torch
 
 from mis_lab.circuit.circuit import ERROR, Circuit, Node
 from mis_lab.circuit.dot import circuit_dot, render_svg
+from mis_lab.circuit.graph import OBJECTIVE, Edges
 
 
 @pytest.fixture
@@ -102,3 +103,48 @@ def test_graphviz_failing_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setattr(subprocess, "run", fail)
     assert render_svg("digraph {}") is None
     assert "could not draw" in caplog.text
+
+
+def edges_of(weights: list[float], sources: list[int], targets: list[int]) -> Edges:
+    """From features 3 of the first site to nodes of the last (site 2), or the objective (site -1)."""
+    n = len(weights)
+    rows = {name: torch.zeros(0, dtype=torch.int64) for name in ("total_site", "total_feature", "total_target")}
+    return Edges(
+        "feature", ("blocks.2", "blocks.4", "blocks.6"), {}, 0, 0, source_site=torch.tensor(sources),
+        source_feature=torch.tensor([3 if site == 0 else 1 for site in sources]),
+        target_site=torch.tensor([OBJECTIVE if target == 9 else 2 for target in targets]),
+        target_feature=torch.tensor([0 if target == 9 else target for target in targets]),
+        weight=torch.tensor(weights, dtype=torch.float64), standard_error=torch.zeros(n, dtype=torch.float64),
+        total=torch.zeros(0, dtype=torch.float64), **rows,
+    )  # fmt: skip
+
+
+def test_edges_have_width_by_weight_and_hue_by_sign(circuit: Circuit) -> None:
+    dot = circuit_dot(circuit, edges=edges_of([0.2, -0.4, 2.0], [0, 0, 2], [1, ERROR, 9]))
+    drawn = {
+        tuple(re.findall(r"(node_\d|objective)", line)): (
+            float(re.search(r'penwidth="([\d.]+)"', line)[1]), re.search(r' \[color="#(\w{6})"', line)[1],
+        )
+        for line in dot.splitlines()
+        if "penwidth" in line
+    }  # fmt: skip
+    assert set(drawn) == {("node_1", "node_0"), ("node_1", "node_2"), ("node_0", "objective")}
+    assert drawn["node_0", "objective"][0] == pytest.approx(6.0)
+    assert drawn["node_1", "node_2"][0] == pytest.approx(0.4 + 0.2 * 5.6)
+    red, _, blue = (int(drawn["node_1", "node_2"][1][i : i + 2], 16) for i in (0, 2, 4))
+    assert red > blue  # opposes
+
+
+def test_edges_of_nodes_that_are_not_there_are_left_out(circuit: Circuit) -> None:
+    dot = circuit_dot(circuit, edges=edges_of([0.2, 0.1], [0, 0], [1, 2]))
+    assert dot.count("penwidth") == 1
+    assert "objective" not in dot
+
+
+@pytest.mark.needs("graphviz")
+def test_graphviz_draws_edges_between_the_columns(circuit: Circuit) -> None:
+    svg = render_svg(circuit_dot(circuit, edges=edges_of([0.2, -0.4, 2.0], [0, 0, 2], [1, ERROR, 9])))
+    assert svg is not None
+    assert svg.count("<path") == 3
+    titles = [float(x) for x in re.findall(r'<text[^>]*x="([-\d.]+)"[^>]*>(?:blocks|objective)', svg)]
+    assert titles == sorted(titles)

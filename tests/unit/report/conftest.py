@@ -6,6 +6,7 @@ statistics, scores and curves of plausible shape. Everything follows from one se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from mis_lab.circuit.agreement import ExactAgreement
+from mis_lab.circuit.circuit import Node
 from mis_lab.core.intervals import Interval
 from mis_lab.mis.agreement import reseed_noise
 from mis_lab.mis.discovery import InterpretableUnits
@@ -23,6 +26,14 @@ from mis_lab.mis.further import FurtherScores
 from mis_lab.mis.over_sites import OverSites
 from mis_lab.mis.pairs import compare_pairs
 from mis_lab.report.about import ArtifactRef, DatasetSummary, ModelSummary, RunSummary, Scene, SiteSummary
+from mis_lab.report.circuit_data import (
+    CircuitDetails,
+    CircuitEdge,
+    CompletenessCurve,
+    Need,
+    RankedNodes,
+    SiteActivity,
+)
 from mis_lab.report.config import ReportConfig
 from mis_lab.report.data import (
     CircuitNode,
@@ -221,15 +232,16 @@ def circuit_view(random: np.random.Generator) -> CircuitView:
                     int(random.integers(SITES[site][2])),
                     effect,
                     0.03 + 0.01 * rank,
-                    float(random.uniform(0.55, 0.95)),
+                    share(float(random.uniform(0.55, 0.95)), 0.06),
                     unit_images(random, 5, True)["top"],
+                    float(random.uniform(0.0, 0.05)),
                 )
             )
-        nodes.append(CircuitNode(site, "error", None, 0.35 - 0.2 * depth, 0.05))
+        nodes.append(CircuitNode(site, "error", None, 0.35 - 0.2 * depth, 0.05, minimality=0.03))
     nodes.sort(key=lambda node: -abs(node.effect))
+    told = ((0.31, 0.21, 0.62), (0.18, 0.14, 0.41), (0.02, 0.09, None))
     sites = [
-        CircuitSite(site, live, gap, share)
-        for site, live, gap, share in zip(SITES, (301, 842, 1911), (0.31, 0.18, 0.02), (0.21, 0.14, 0.09), strict=True)
+        CircuitSite(site, live, *numbers) for site, live, numbers in zip(SITES, (301, 842, 1911), told, strict=True)
     ]
     return CircuitView(
         "the logit of the network's own prediction",
@@ -242,6 +254,53 @@ def circuit_view(random: np.random.Generator) -> CircuitView:
         4,
         sites,
         nodes,
+    )
+
+
+def circuit_edges(random: np.random.Generator, nodes: Sequence[CircuitNode]) -> list[CircuitEdge]:
+    """Between nodes of neighbouring sites; of the last site's, their effects."""
+    paths = list(SITES)
+    depth = [paths.index(node.site) for node in nodes]
+    found = []
+    for source, node in enumerate(nodes):
+        if depth[source] == len(paths) - 1:
+            found.append(CircuitEdge(source, None, node.effect, node.effect_se))
+        for target in range(len(nodes)):
+            if depth[target] == depth[source] + 1:
+                weight = 0.2 * node.effect * float(random.normal(0.3, 0.5))
+                found.append(CircuitEdge(source, target, weight, 0.01 + abs(weight) / 4))
+    return sorted(found, key=lambda edge: -abs(edge.weight))
+
+
+def circuit_details(random: np.random.Generator, nodes: Sequence[CircuitNode]) -> CircuitDetails:
+    n = np.unique(np.geomspace(1, 3054, 12).round().astype(int))
+    left = 1 / (1 + n / 6)
+    ranked, activity = [], []
+    for kind, numbers, level in (("feature", (300, 841, 1910), 0.75), ("neuron", (40, 112, 320), 0.7)):
+        site = random.permutation(np.repeat(np.arange(3), numbers))
+        effect = np.sort(random.lognormal(-5, 1.5, len(site)))[::-1] * random.choice([-1, 1], len(site), p=[0.2, 0.8])
+        mis = np.clip(random.normal(level, 0.1, len(site)), 0.2, 1.0)
+        is_error = np.zeros(len(site), dtype=bool)
+        if kind == "feature":
+            is_error[[0, 4, 9]] = True
+            mis[random.random(len(site)) < 0.1] = np.nan
+        mis[is_error] = np.nan
+        ranked.append(RankedNodes(kind, list(SITES), site, effect, is_error, mis, level))
+        for depth, path in enumerate(SITES):
+            everywhere = 10 ** random.normal(-2, 0.5, numbers[depth]).clip(-4, 0)
+            here = (everywhere * 10 ** random.normal(0, 0.2, numbers[depth])).clip(0, 1)
+            here[:5] = 0
+            activity.append(SiteActivity(path, kind, 128, 96, here, everywhere, 5 / numbers[depth], 0.0, 0.02))
+    estimated = random.normal(size=40)
+    exact = estimated + random.normal(0, 0.3, 40)
+    compared = tuple(Node("blocks.2", unit) for unit in range(40))
+    return CircuitDetails(
+        edges=circuit_edges(random, nodes),
+        completeness=[CompletenessCurve(kind, n, left, left - 0.05, left + 0.05) for kind in ("feature", "neuron")],
+        ranked=ranked,
+        activity=activity,
+        need=Need(0.012, 0.4, 0.01),
+        agreement=[("feature", ExactAgreement(compared, 20, estimated, exact, signed=True))],
     )
 
 
@@ -468,6 +527,7 @@ def synthetic(n_units: int = 4, n_images: int = 9, seed: int = 0) -> ReportData:
                 first, *rest = unit_cards(random, one, n_units, n_images)
                 units += [replace(first, sheet=Image.fromarray(tiles().whole["coffee"]).resize((240, 160))), *rest]
         saes.append(site_sae(random, depth, site))
+    circuit = circuit_view(random)
     scenes = [Scene(name, image, 160, 86, name in HELD_OUT) for name, image in tiles().whole.items()]
     return ReportData(
         run_summary(),
@@ -479,7 +539,8 @@ def synthetic(n_units: int = 4, n_images: int = 9, seed: int = 0) -> ReportData:
         scores=scores,
         units=units,
         comparisons=[comparison(site, negatives, scores) for negatives in ("random", "bottom") for site in SITES],
-        circuit=circuit_view(random),
+        circuit=circuit,
+        circuit_details=circuit_details(random, circuit.nodes),
         faithfulness=curves(),
         beside=beside(np.random.default_rng(seed + 1), scores),
     )

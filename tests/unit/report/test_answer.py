@@ -111,6 +111,8 @@ def test_the_circuit_is_told_with_its_rivals(data):
     assert f"{size} of 3\u202f054 live nodes keep <strong>{100 * value.estimate:.0f}\u202f%</strong>" in text
     assert f"as many neurons {100 * neuron:.0f}\u202f%" in text
     assert "as many random feature nodes 1\u202f%" in text
+    left = data.circuit_details.completeness_at("feature", size)[1]
+    assert f"without them {100 * left:.0f}\u202f% is left" in text
     neurons = dataclasses.replace(data, faithfulness=[curve for curve in data.faithfulness if curve.kind == "neuron"])
     assert "as many neurons" not in " ".join(answer.sentences(neurons))
 

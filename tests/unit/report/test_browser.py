@@ -104,7 +104,7 @@ def test_heat_maps_appear_on_hovering_and_by_the_button(opened):
     page.wait_for_function(still)
     assert page.evaluate(opacity) == "1"
     assert button.get_attribute("aria-pressed") == "true"
-    assert page.locator("#circuit [data-heat]").get_attribute("aria-pressed") == "true"
+    assert page.locator("#circuit [data-heat]").first.get_attribute("aria-pressed") == "true"
     button.click()
     page.wait_for_function(still)
     assert page.evaluate(opacity) == "0"
@@ -142,6 +142,96 @@ def test_least_active_images_one_site_and_the_hard_score_can_be_chosen(opened):
     assert [block.is_visible() for block in page.locator("#scores [data-measure]").all()] == [False, True]
 
 
+def seen_edges(page) -> list[dict[str, str]]:
+    return page.evaluate(
+        "[...document.querySelectorAll('svg.graph .edge')].filter((one) => getComputedStyle(one).display !== 'none')"
+        ".map((one) => ({from: one.dataset.from, to: one.dataset.to, rank: Number(one.dataset.rank)}))"
+    )
+
+
+def test_a_node_of_the_circuit_shows_its_images_and_its_edges_and_dims_the_rest(opened, data):
+    page, _, _ = opened
+    place, node = next(
+        (place, node) for place, node in enumerate(data.circuit.nodes) if node.site == "blocks.4" and node.images
+    )
+    page.mouse.move(0, 0)
+    target = page.locator(f"svg.graph .graph-node[data-node='{place}']")
+    target.scroll_into_view_if_needed()
+    target.hover()
+    card = page.locator(".graph-card")
+    assert card.is_visible()
+    assert f"feature {node.number}" in card.inner_text()
+    assert f"MIS {float(node.mis.estimate):.2f} [" in card.inner_text()
+    assert card.locator(".tiles").count() == 2  # images, and the same with heat-maps
+    opacity = "(one) => getComputedStyle(one).opacity"
+    assert [tile.evaluate(opacity) for tile in card.locator(".tile i").all()] == ["0"] * 5 + ["1"] * 5
+    edges = data.circuit_details.edges
+    near = {
+        (str(e.source), "goal" if e.target is None else str(e.target)) for e in edges if place in (e.source, e.target)
+    }
+    found = page.evaluate("[...document.querySelectorAll('.edge.near')].map((e) => [e.dataset.from, e.dataset.to])")
+    assert {tuple(pair) for pair in found} == near
+    assert near <= {(edge["from"], edge["to"]) for edge in seen_edges(page)}  # also those that are not seen at first
+    page.wait_for_function("() => document.getAnimations().every((one) => one.playState === 'finished')")
+    stranger = page.locator("svg.graph .graph-node:not(.near)").first
+    assert float(stranger.evaluate(opacity)) < 0.5
+    page.mouse.move(0, 0)
+    assert not card.is_visible()
+    target.focus()
+    assert card.is_visible()
+    target.press("Escape")
+    card.wait_for(state="hidden")
+
+
+def slide(page, selector: str, value: int) -> None:
+    page.locator(selector).evaluate(
+        "(one, value) => { one.value = value; one.dispatchEvent(new Event('input')); }", value
+    )
+
+
+def test_sliders_choose_how_many_edges_and_nodes_are_seen(opened, data):
+    page, _, _ = opened
+    edges, n_nodes = data.circuit_details.edges, len(data.circuit.nodes)
+    page.mouse.move(0, 0)
+    at_first = seen_edges(page)
+    assert 0 < len(at_first) < len(edges)
+    assert page.locator("#graph-edges-told").inner_text() == f"{len(at_first)} of {len(edges)}"
+    slide(page, "#graph-edges", 100)
+    assert len(seen_edges(page)) == len(edges)
+    assert page.locator("#graph-first").get_attribute("aria-pressed") == "false"
+    slide(page, "#graph-edges", 25)
+    assert sorted(edge["rank"] for edge in seen_edges(page)) == list(range(1, round(len(edges) / 4) + 1))
+    slide(page, "#graph-edges", 100)
+    slide(page, "#graph-nodes", 6)
+    assert page.locator("svg.graph .graph-node:visible").count() == 6
+    kept = [e for e in edges if e.source < 6 and (e.target is None or e.target < 6)]
+    assert len(seen_edges(page)) == len(kept)
+    slide(page, "#graph-nodes", n_nodes)
+    page.locator("#graph-first").click()
+    assert seen_edges(page) == at_first
+
+
+def test_nodes_are_coloured_by_score_on_demand(opened, data):
+    page, _, _ = opened
+    scored = [
+        (place, float(node.mis.estimate)) for place, node in enumerate(data.circuit.nodes) if node.mis is not None
+    ]
+    (low, _), (high, _) = min(scored, key=lambda one: one[1]), max(scored, key=lambda one: one[1])
+
+    def colours() -> list[str]:
+        fill = "(one) => getComputedStyle(one).fill"
+        return [page.locator(f".graph-node[data-node='{place}'] .disc").evaluate(fill) for place in (low, high)]
+
+    before = colours()
+    page.locator("[data-sets='graph-colour'] button", has_text="MIS").click()
+    assert page.locator(".mis-key").is_visible()
+    assert colours() != before
+    assert colours()[0] != colours()[1]
+    assert page.locator(".graph-node .disc.error").first.evaluate("(one) => getComputedStyle(one).fill") == "none"
+    page.locator("[data-sets='graph-colour'] button", has_text="effect").click()
+    assert colours() == before
+
+
 def luminance(page) -> float:
     text = page.evaluate("getComputedStyle(document.body).backgroundColor")
     return float(np.mean([int(part) for part in text[4:-1].split(",")]))
@@ -174,4 +264,6 @@ def test_without_script_everything_but_the_long_table_is_there(browser, page_pat
     assert page.locator("#units .card").count() == 72
     assert page.locator("#scores [data-measure='soft']").is_visible()
     assert page.locator("noscript").count() == 1
+    assert page.locator("svg.graph .graph-node").first.is_visible()
+    assert not page.locator(".graph-card").is_visible()
     context.close()

@@ -7,7 +7,8 @@ import dataclasses
 
 import pytest
 
-from mis_lab.report.gallery import Shown, card_id, chosen_cards, circuit_page, galleries, image_sets, teasers
+from mis_lab.report.circuit_page import circuit_columns
+from mis_lab.report.gallery import Shown, card_id, chosen_cards, galleries, image_sets, teasers
 from mis_lab.report.images import SpriteSheet
 
 
@@ -64,10 +65,10 @@ def test_teasers_are_the_best_feature_of_every_site_or_neurons_without_an_sae(da
 
 
 def test_circuit_columns_follow_the_network_and_nodes_their_effects(data):
-    page = circuit_page(data.circuit, SpriteSheet(8), 3)
-    assert [column.site for column in page.columns] == ["blocks.2", "blocks.4", "blocks.6"]
-    assert sum(len(column.nodes) for column in page.columns) == len(data.circuit.nodes)
-    for column in page.columns:
+    columns = circuit_columns(data.circuit, SpriteSheet(8), 3)
+    assert [column.site for column in columns] == ["blocks.2", "blocks.4", "blocks.6"]
+    assert sum(len(column.nodes) for column in columns) == len(data.circuit.nodes)
+    for column in columns:
         sizes = [abs(float(node.effect.split(" ")[0].replace("−", "-"))) for node in column.nodes]
         assert sizes == sorted(sizes, reverse=True)
         errors = [node for node in column.nodes if node.title == "error"]
