@@ -167,7 +167,12 @@ def _areas(curve: Curve, counts_rn: np.ndarray) -> np.ndarray:
     heights, shares = curve.of_resamples(counts_rn), curve.fractions
     missed = np.abs(1 - heights)
     return np.stack(
-        [np.trapezoid(heights, shares), np.trapezoid(missed, shares), log_area(heights, shares), log_area(missed, shares)]
+        [
+            np.trapezoid(heights, shares),
+            np.trapezoid(missed, shares),
+            log_area(heights, shares),
+            log_area(missed, shares),
+        ]
     )
 
 
