@@ -199,7 +199,10 @@ def test_neurons_are_steered_where_there_is_no_sae(mis_lab: Callable[..., list[s
         (["--site", SITE, "--feature", "1", "--set", "1;2"], "--set 1;2. Write numbers"),
         (["--site", SITE, "--feature", "1", "--set", "nan"], "finite"),
         (["--site", SITE, "--feature", "1,1", "--remove"], "changed twice"),
-        (["--site", SITE, "--feature", "1", "--remove", "--image", "a/77.png"], "no image a/77.png. Nearest: score/a/0"),
+        (
+            ["--site", SITE, "--feature", "1", "--remove", "--image", "a/77.png"],
+            "no image a/77.png. Nearest: score/a/0",
+        ),
         (["--site", SITE, "--feature", "1", "--remove", "--images", "0"], "--images 0"),
         (["--site", SITE, "--feature", "1", "--remove", "--out", "x.jpg"], "x.jpg is no name of a PNG"),
     ],
