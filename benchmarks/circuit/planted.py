@@ -2,7 +2,7 @@
 
     python benchmarks/circuit/planted.py [--small] [--out FILE]
 
-A network is built by hand: its site's vectors at nine positions are sparse sums of 48 known unit atoms in 32
+A network is built by hand: its site's vectors at nine positions are sparse sums of 49 known unit atoms in 32
 dimensions, and what follows reads three to five of them: for each, the part of the vectors along its dual direction
 (which the other atoms of the circuit do not touch) above a threshold, squared, with weights of both signs. Effects by
 `ig_inputs` rank all features, first of the true dictionary, whose codes are known, then of a TopK SAE trained on the
@@ -36,6 +36,7 @@ from mis_lab.circuit.objectives import Problem, logit
 from mis_lab.circuit.quadrature import midpoint
 from mis_lab.core.seeding import generator
 from mis_lab.dataset.config import TransformConfig
+from mis_lab.model.capture import Capture
 from mis_lab.model.load import wrap_module
 from mis_lab.model.sites import resolve_sites
 
@@ -44,13 +45,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "sae"))
 from digits import train_sae
 from measure import Gate, gate_table, gates_as_json, progress, table, tell, write_json
 
-N_ATOMS, WIDTH, SIDE, RATE, K = 48, 32, 3, 0.06, 4
+BLOCK, WIDTH, SIDE, RATE, K = 7, 32, 3, 0.06, 4
+N_ATOMS = BLOCK**2
 PLANTED, SEEDS = (3, 4, 5), (0, 1, 2)
 LEAST_COSINE, LEAST_TRUE, LEAST_TRAINED = 0.9, 1.0, 0.95
 
 
 class Planted(nn.Module):
-    """Codes as images (B, F, H, W) → vectors at the site → two logits, the first of which reads a few atoms."""
+    """Images (B, 1, 21, 21), each pixel a code → vectors at the site → two logits, the first reads a few atoms."""
 
     def __init__(self, atoms_fd: Tensor, planted: Tensor, weights: Tensor) -> None:
         super().__init__()
@@ -60,8 +62,8 @@ class Planted(nn.Module):
         self.register_buffer("dual_dk", torch.linalg.pinv(atoms_fd[planted]))
         self.register_buffer("weights", weights)
 
-    def forward(self, images_bfhw: Tensor) -> Tensor:
-        x_bpd = self.site(self.mix(images_bfhw)).flatten(2).transpose(1, 2)
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        x_bpd = self.site(self.mix(F.pixel_unshuffle(images_bchw, BLOCK))).flatten(2).transpose(1, 2)
         read_bk = (x_bpd @ self.dual_dk - 0.5).relu().square().sum(1)
         total_b = read_bk @ self.weights
         return torch.stack([total_b, torch.zeros_like(total_b)], dim=1)
@@ -85,7 +87,7 @@ class TrueFeatures(NamedTuple):
         return torch.zeros(WIDTH)
 
     def encode(self, x_bpd: Tensor) -> Tensor:
-        distance = torch.cdist(x_bpd[:, 0], self.vectors_bpd[:, 0])
+        distance = torch.cdist(x_bpd.flatten(1), self.vectors_bpd.flatten(1))
         return self.codes_bpf[distance.argmin(1)]
 
     def combine(self, f_bpf: Tensor, which_k: Tensor | None = None) -> Tensor:
@@ -104,10 +106,10 @@ class Found(NamedTuple):
 
 
 def images_of(n: int, random: torch.Generator) -> Tensor:
-    """Sparse positive codes (n, F, H, W)."""
+    """Sparse positive codes as pixels, (n, 1, 21, 21)."""
     shape = (n, N_ATOMS, SIDE, SIDE)
     active = torch.rand(shape, generator=random) < RATE
-    return active * (0.5 + torch.rand(shape, generator=random))
+    return F.pixel_shuffle(active * (0.5 + torch.rand(shape, generator=random)), BLOCK)
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -126,13 +128,14 @@ def measure(n_planted: int, seed: int, n_images: int, n_vectors: int) -> Found:
     signs[1::2] = -1
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         module = Planted(atoms_fd, planted, signs * (1 + torch.rand(n_planted, generator=random)))
-    model = wrap_module(module, "planted", TransformConfig(size=SIDE, channels=N_ATOMS, mean=[0.0], std=[1.0]))
+    model = wrap_module(module, "planted", TransformConfig(size=SIDE * BLOCK, channels=1, mean=[0.0], std=[1.0]))
     problem = Problem(model, resolve_sites(model, ["site"]), logit)
     images = images_of(n_images, random)
     targets = torch.zeros(n_images, dtype=torch.int64)
     vectors = problem.observe(images, targets).vectors["site"].clone()
     train_images = images_of(n_vectors // SIDE**2, random)
-    train_vectors = problem.observe(train_images, targets).vectors["site"].clone().flatten(0, 1)
+    with Capture(model, problem.sites) as capture:
+        train_vectors = capture.run(train_images)["site"].clone().flatten(0, 1)
 
     def sizes(dictionary: NodeDictionary) -> np.ndarray:
         """|effect| of every feature."""
@@ -141,7 +144,7 @@ def measure(n_planted: int, seed: int, n_images: int, n_vectors: int) -> Found:
         found = node_effects(problem, {"feature": nodes}, [images], targets, EffectMethod.ig_inputs, path)
         return found["feature"]["site"].mean[:-1].abs().numpy()
 
-    codes = images.flatten(2).transpose(1, 2)
+    codes = F.pixel_unshuffle(images, BLOCK).flatten(2).transpose(1, 2)
     is_planted = np.isin(np.arange(N_ATOMS), planted.numpy())
     of_true = auroc(sizes(TrueFeatures(atoms_fd, codes, vectors)), is_planted)
     sae = train_sae(problem.sites[0], train_vectors, n_vectors, seed, n_features=N_ATOMS, k=K)
