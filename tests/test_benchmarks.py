@@ -406,8 +406,8 @@ def test_quality_compares_every_order(circuit: Callable[[str], Any], capsys: pyt
         for order in quality.ORDERS:
             assert f"| {kind} | {order} |" in printed
     assert [gate.what.partition(",")[0] for gate in gates] == [
-        "cnn: CMD of random less that of |Δ|",
-        "cnn: CMD of |Δ| less that of ig_inputs",
+        "cnn: CMD of random less that of change",
+        "cnn: CMD of change less that of ig_inputs",
     ]
 
 

@@ -5,12 +5,12 @@
 A CNN and a ViT are trained on digits here, with TopK SAEs, once a seed. For each of five pairs of digits the objective
 is the logit of an image's class less that of the other; circuits are found on training images of the two classes and
 run on held-out ones, nodes outside a circuit at their mean over the training images (errors are nodes as well). Orders
-of nodes: random (three draws), |Δ| (how much a node changes, no gradient), and each method of effects; for features and
+of nodes: random (three draws), change (mean |Δ|, no gradient), and each method of effects; for features and
 for neurons. CPR is the area below faithfulness over the share of nodes kept, CMD the area between it and 1.
 
 Intervals are 95 % percentiles of a bootstrap that draws seeds, pairs and the images of each pair independently of each
 other (the pigeonhole bootstrap, Owen 2007, which errs on the wide side), the same draws for all orders: differences are
-paired. The gate is that CMD falls from random to |Δ| to ig_inputs, for features of both networks, and that the
+paired. The gate is that CMD falls from random to change to ig_inputs, for features of both networks, and that the
 intervals of both differences leave out 0.
 
 Gates print PASS or FAIL, and a failure exits with 1.
@@ -51,7 +51,7 @@ from digits import Digits, make
 from measure import Gate, gate_table, gates_as_json, progress, table, tell, write_json
 
 PAIRS = ((3, 5), (4, 9), (7, 1), (0, 6), (2, 8))
-RANDOM, CHANGE = "random", "|Δ|"
+RANDOM, CHANGE = "random", "change"
 METHODS = [EffectMethod[name] for name in ("atp", "ig_inputs", "ig", "conductance", "exact")]
 ORDERS = (RANDOM, CHANGE, *(method.name for method in METHODS))
 GATED = ((RANDOM, CHANGE), (CHANGE, "ig_inputs"))
