@@ -172,7 +172,7 @@ def agreements(name: str, digits: Digits, n_images: int, n_nodes: int) -> None:
             rows.append([f"{link.source.path} → {link.target.path}", kind, found.n_edges, *numbers])
             rows[-1].append(f"{covered[0] / covered[1]:.2f}")
     tell(f"\n{name}: linear against exact edges, {n_images} digits, the {n_nodes} largest nodes of each site\n")
-    columns = ["edges", "nodes", "compared", "Pearson", "Spearman", "same sign", "Σ|linear| / Σ|exact|"]
+    columns = ["edges", "nodes", "compared", "Pearson", "Spearman", "same sign", "summed sizes, linear over exact"]
     tell(table(columns, rows) + "\n")
 
 
