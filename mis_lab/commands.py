@@ -1,4 +1,4 @@
-"""The subcommands of ``mis-lab``. ``model``, ``sae``, ``mis`` and ``sweep`` alone import torch, when they run."""
+"""The subcommands of ``mis-lab``. All but ``store``, ``report`` and ``rerun`` import torch, when they run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mis_lab import config as schema
+from mis_lab.circuit_commands import circuit
 from mis_lab.core.errors import EXIT_FAILED, EXIT_OK, MisLabError, nearest_first
 from mis_lab.core.files import read_json
 from mis_lab.core.keys import hash_file
@@ -281,6 +282,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "model": model,
     "sae": sae,
     "mis": mis,
+    "circuit": circuit,
     "sweep": sweep,
     "report": report,
     "rerun": rerun,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -354,3 +355,82 @@ def test_effects_are_those_of_captum_and_of_loops(capsys: pytest.CaptureFixture[
     written = json.loads((tmp_path / "effects.json").read_text(encoding="utf-8"))
     assert [gate["what"] for gate in written["gates"]] == [gate.what for gate in gates]
     assert "ig, gauss_legendre" in printed
+
+
+@pytest.fixture
+def circuit() -> Iterator[Callable[[str], Any]]:
+    """Imports a module of benchmarks/circuit."""
+    with importable(SAE), importable(BENCHMARKS / "circuit"):
+        yield importlib.import_module
+
+
+@pytest.mark.slow
+def test_edges_are_those_of_a_loop(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    gates = {gate.what: gate for gate in circuit("edges").main(["--small"])}
+    printed = capsys.readouterr().out
+    assert gates["largest difference from the loop"].verdict == "PASS", printed
+    assert gates["backward passes over the loop's"].verdict == "PASS", printed
+    assert "act1 → act2 | neuron" in printed
+
+
+@pytest.mark.slow
+def test_planted_features_are_found(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    gates = circuit("planted").main(["--small"])
+    assert all(gate.verdict == "PASS" for gate in gates), capsys.readouterr().out
+
+
+def test_auroc_counts_pairs_in_the_right_order(circuit: Callable[[str], Any]) -> None:
+    auroc, random = circuit("planted").auroc, np.random.default_rng(0)
+    scores, positive = random.integers(0, 6, 40).astype(float), random.random(40) < 0.3
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.slow
+def test_cost_counts_a_small_circuit(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    cost = circuit("cost")
+    gates = {gate.what: gate for gate in cost.main(["--small"])}
+    printed = capsys.readouterr().out
+    assert gates["TFLOP"].verdict == "PASS"
+    assert gates["peak resident set, GB"].verdict == "PASS", printed
+    half = cost.main(["--small", "--part", "2"])[0].value
+    assert half == pytest.approx(gates["TFLOP"].value, rel=0.1)  # every image takes the same
+
+
+@pytest.mark.slow
+def test_quality_compares_every_order(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    quality = circuit("quality")
+    gates = quality.main(["--small"])
+    printed = capsys.readouterr().out
+    for kind in ("feature", "neuron"):
+        for order in quality.ORDERS:
+            assert f"| {kind} | {order} |" in printed
+    assert [gate.what.partition(",")[0] for gate in gates] == [
+        "cnn: CMD of random less that of change",
+        "cnn: CMD of change less that of ig_inputs",
+    ]
+
+
+def test_quality_resamples_pairs_seeds_and_images_alike_for_all_orders(circuit: Callable[[str], Any]) -> None:
+    from mis_lab.circuit.faithfulness import Curve
+
+    quality, random = circuit("quality"), np.random.default_rng(1)
+    measured = quality.Measured(2, 3, 200, "net")
+    sizes, own = np.array([0, 1, 4, 10]), {}
+    for seed in range(2):
+        for pair in range(3):
+            values = np.linspace(0, 2, 4)[:, None] + 0.1 * random.standard_normal((4, 7))
+            worse = values.copy()
+            worse[1:-1] -= 0.3
+            curves = {
+                name: [Curve("feature", sizes, each, each[None], each[-1], 1, 0)]
+                for name, each in (("good", values), ("same", values), ("worse", worse))
+            }
+            own[seed, pair] = {name: float(some[0].cmd.estimate) for name, some in curves.items()}
+            measured.add(seed, pair, {"feature": curves})
+    for name in ("good", "worse"):
+        expected = np.mean([each[name] for each in own.values()])
+        assert measured.interval("feature", name, "CMD").estimate == pytest.approx(expected)
+    assert measured.difference("feature", "good", "same") == pytest.approx((0.0, 0.0, 0.0))
+    difference = measured.difference("feature", "worse", "good")
+    assert 0 < difference.low < difference.estimate < difference.high

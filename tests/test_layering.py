@@ -30,7 +30,8 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 TRACKING_IS_FOR = {"config", "pipeline", "cli"}
 # The subcommands are the command line's other half.
-ONE_PACKAGE = {name: "cli" for name in ("commands", "sae_commands", "mis_commands", "mis_run_commands", "mis_pictures")}
+COMMANDS = ("commands", "sae_commands", "mis_commands", "mis_run_commands", "mis_pictures", "circuit_commands")
+ONE_PACKAGE = dict.fromkeys(COMMANDS, "cli")
 HYDRA_IS_FOR = {"config", "pipeline", "cli"}
 HYDRA = {"hydra", "omegaconf"}
 SLOW_TO_IMPORT = {

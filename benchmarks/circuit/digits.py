@@ -156,12 +156,15 @@ def make(name: str, epochs: int = 12, n_vectors: int = 200_000, seed: int = 0) -
     saes = {}
     for site in sites:
         vectors = torch.cat([vectors[site.path] for vectors in found]).flatten(0, 1)
-        saes[site.path] = _sae(site, vectors, n_vectors, seed)
+        saes[site.path] = train_sae(site, vectors, n_vectors, seed)
     return Digits(Problem(model, sites, logit), accuracy, saes, dataset, score)
 
 
-def _sae(site: Site, vectors_nd: Tensor, n_vectors: int, seed: int) -> Sae:
-    sae = TopKSae(TopKConfig(n_features=N_FEATURES, k=K, name="topk"), site.width)
+def train_sae(
+    site: Site, vectors_nd: Tensor, n_vectors: int, seed: int, n_features: int = N_FEATURES, k: int = K
+) -> Sae:
+    """A TopK SAE of these vectors, each drawn again and again."""
+    sae = TopKSae(TopKConfig(n_features=n_features, k=k, name="topk"), site.width)
     config = TrainerConfig(n_vectors=n_vectors)
     with tempfile.TemporaryDirectory() as folder:
         batched = Kept(vectors_nd, n_vectors, config.batch_size, seed)

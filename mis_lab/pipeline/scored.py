@@ -87,7 +87,16 @@ class ScoredRun:
         Raises:
             ConfigError: when the data set of the run's configuration cannot be opened here.
         """
-        return load_dataset(_dataset_config(self.run.config["dataset"]), "score")
+        return load_dataset(self.dataset_config, "score")
+
+    @cached_property
+    def dataset_config(self) -> DatasetConfig:
+        """The configuration of the run's data set.
+
+        Raises:
+            ConfigError: when this version does not know one of its options.
+        """
+        return _dataset_config(self.run.config["dataset"])
 
     def images_of(self, scores: UnitScores) -> ImageDataset:
         """The data set, when its images are those of the scores.
