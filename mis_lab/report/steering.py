@@ -20,7 +20,7 @@ from mis_lab.report.wording import fixed, number, plural
 
 BEFORE, AFTER = "faint", "feature"
 TILE, EDGE, GAP, LINE = 108, 32, 14, 27  # pixels
-HEADER, NAME, BAR, VALUES = 112, 190, 300, 150
+HEADER, NAME, BAR, VALUES = 124, 190, 300, 150
 CURVE_WIDTH, CURVE_HEIGHT = 620, 300
 
 
