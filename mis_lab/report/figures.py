@@ -186,7 +186,7 @@ def faithfulness(curves: Sequence[FaithfulnessCurve], n_shown: int | None = None
 
 def curve_name(curve: FaithfulnessCurve) -> str:
     """A curve in words."""
-    by = {"effect": "by effect", "random": "at random", "change": "by change"}.get(curve.selection, curve.selection)
+    by = {"effect": "by effect", "random": "at random", "by_change": "by change"}.get(curve.selection, curve.selection)
     return f"{named(KINDS, curve.kind)}, {by}"
 
 

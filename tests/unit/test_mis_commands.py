@@ -51,6 +51,7 @@ def run_dir(tmp_path: Path) -> Path:
     import torch
 
     from mis_lab.core.files import write_json
+    from mis_lab.core.store import MANIFEST
     from mis_lab.mis.score import score
     from mis_lab.mis.tasks import Tasks
     from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
@@ -83,6 +84,7 @@ def run_dir(tmp_path: Path) -> Path:
             by_negatives={"bottom": result},
         )
         scores.write(tmp_path / "store" / "mis" / f"key{number}")
+        write_json(tmp_path / "store" / "mis" / f"key{number}" / MANIFEST, {"inputs": {}})
         artifacts[f"mis/{site}/neuron"] = f"key{number}"
     config = {"paths": {"store": str(tmp_path / "store")}}
     write_json(tmp_path / "run" / "result.json", {"artifacts": artifacts, "config": config})
@@ -123,8 +125,8 @@ def test_mistakes_are_told_in_a_line(mis_lab: Callable[..., list[str]], table: P
         ((table, "--run", run_dir), "no layer with 'inception3b' in its name"),
         ((table, "--run", run_dir, "--site", "mixed3a"), "--site mixed3a. Write --site SITE=LAYER."),
         ((table, "--run", run_dir, "--site", "x=mixed3a"), "--site x: the run scored no neurons there"),
-        ((table, "--run", run_dir, "--kind", "feature"), "scored no features. It scored neuron."),
-        ((table, "--run", run_dir / "none"), "is no finished run"),
+        ((table, "--run", run_dir, "--kind", "feature"), "scored no units of kind feature. It scored neuron."),
+        ((table, "--run", run_dir / "none"), "there is no finished run"),
         ((table, "--run", run_dir, "--site", "mixed3a=mixed3a", "--negatives", "random"), "no scores with random"),
     ):
         (line,) = mis_lab("import", *words, expect=2)

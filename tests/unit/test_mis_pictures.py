@@ -124,7 +124,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> ScoredFolder:
 
     found = CircuitResult(
         circuit_of("feature"), circuit_of("neuron"), ("a",), ("b",), torch.zeros(1, dtype=torch.int64),
-        torch.zeros(1, dtype=torch.int64), torch.zeros(3, 2, 2, dtype=torch.float64), {},
+        torch.zeros(1, dtype=torch.int64), torch.zeros(3, 2, 2, dtype=torch.float64), {"edges_per_node": 5},
     )  # fmt: skip
     artifacts["circuit"] = store.get(Recipe("circuit", 1, {}, {}), found.write).key
     told: dict[str, Any] = {"dataset": plain(config), "paths": {"store": str(store.root)}, "seed": 3}

@@ -55,8 +55,11 @@ def result() -> CircuitResult:
         return KindResult(
             circuit, tuple(SiteSummary(path, 5, 3, 1.0, 1.1, 0.1, 0.2) for path in SITES), curve,
             torch.ones(N_SHOWN, 3),
-            edges() if kind == "feature" else None, ComplementCurve(kind, sizes, values[::-1], 50, 0),
-            Minimality(few, whole, without, moved=-2.0), {"change": curve}, {"a": beside}, None,
+            edges=edges() if kind == "feature" else None,
+            complement=ComplementCurve(kind, sizes, values[::-1], 50, 0),
+            minimality=Minimality(few, whole, without, moved=-2.0),
+            others={"by_change": curve},
+            activity={"a": beside},
         )  # fmt: skip
 
     settings = {"objective": "logit", "target": "prediction", "method": "ig_inputs", "baseline": "mean"}
@@ -120,7 +123,7 @@ def test_completeness_need_and_activity_are_told(result, scores):
 
 def test_other_circuits_have_curves_beside_random_ones(result):
     found = [(curve.kind, curve.selection) for curve in faithfulness_curves(result)]
-    assert found == [(kind, by) for kind in ("feature", "neuron") for by in ("effect", "change", "random")]
+    assert found == [(kind, by) for kind in ("feature", "neuron") for by in ("effect", "by_change", "random")]
 
 
 def test_the_graphviz_text_is_written_where_graphviz_is_missing(result, tmp_path, monkeypatch):
