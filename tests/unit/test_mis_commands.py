@@ -126,7 +126,7 @@ def test_mistakes_are_told_in_a_line(mis_lab: Callable[..., list[str]], table: P
         ((table, "--run", run_dir, "--site", "mixed3a"), "--site mixed3a. Write --site SITE=LAYER."),
         ((table, "--run", run_dir, "--site", "x=mixed3a"), "--site x: the run scored no neurons there"),
         ((table, "--run", run_dir, "--kind", "feature"), "scored no units of kind feature. It scored neuron."),
-        ((table, "--run", run_dir / "none"), "there is no finished run"),
+        ((table, "--run", run_dir / "none"), "none is no finished run"),
         ((table, "--run", run_dir, "--site", "mixed3a=mixed3a", "--negatives", "random"), "no scores with random"),
     ):
         (line,) = mis_lab("import", *words, expect=2)
