@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -45,8 +47,8 @@ class Axis(NamedTuple):
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
         log = low > 0 and high > LOG_FROM * low if self.log is None else self.log and low > 0
         if log:
-            room = (high / low) ** PAD if high > low else 1.5
-            return Scale(low / room, high * room, start, end, log=True)
+            room = 10 ** (PAD * (math.log10(high) - math.log10(low))) if high > low else 1.5  # the ratio may overflow
+            return Scale(max(low / room, sys.float_info.min), high * room, start, end, log=True)
         room = PAD * (high - low) or 0.5 * abs(high) or 1.0
         below = 0.0 if self.from_zero and low >= 0 else low - room
         return Scale(below, high + room, start, end)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mis_lab.report.plots import SHAPES, Axis, Plot
@@ -15,6 +15,7 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_
 
 
 @given(NUMBERS)
+@example([4.0, 2.2250738585072014e-308])
 def test_every_value_lies_on_its_axis(values):
     scale = Axis(values, label="x").scale(50, 300)
     assert all(50 - 1e-6 <= scale(value) <= 300 + 1e-6 for value in values)
