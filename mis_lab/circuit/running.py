@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,10 @@ from mis_lab.circuit.error_nodes import kept_with_errors, with_error_states
 from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.circuit.patching import Nodes, dictionaries_of, with_targets_and_nodes
 from mis_lab.circuit.splice import Kept, ablations, all_but, nothing_kept
+from mis_lab.circuit.suffix import Suffix
 from mis_lab.core.errors import DataError, MisLabError
 from mis_lab.core.progress import progress
+from mis_lab.model.intervene import Replacement, fan_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,39 @@ class Ends:
         return kept_with_errors(kept, self.nodes, self.errors)
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images whose sites are replaced again and again: what stands before the first site runs once for all of them.
+
+    Attributes:
+        first_bpd: clean vectors of the first site; None where the rest of the network reads something else as well.
+    """
+
+    problem: Problem
+    images_bchw: Tensor
+    targets_b: Tensor
+    first_bpd: Tensor | None
+
+    @classmethod
+    def of(cls, problem: Problem, images_bchw: Tensor, targets_b: Tensor) -> Batch:
+        first = problem.sites[0]
+        if not Suffix.of(problem, first, images_bchw, targets_b).is_cut:
+            return cls(problem, images_bchw, targets_b, None)
+        return cls(problem, images_bchw, targets_b, problem.observe(images_bchw, targets_b).vectors[first.path])
+
+    def values(self, replace: Mapping[str, Replacement]) -> Tensor:
+        """Objective (B,) with new vectors at these sites, as of :meth:`Problem.values`."""
+        first_bpd, first = self.first_bpd, self.problem.sites[0]
+        if first_bpd is None or not replace:
+            return self.problem.values(self.images_bchw, self.targets_b, replace)
+        at_first = replace.get(first.path, lambda x_bpd: x_bpd)
+        later = {path: function for path, function in replace.items() if path != first.path}
+        # One image goes up to the site; behind it there are as many rows as images, with their own vectors.
+        rows_b = torch.zeros(len(first_bpd), dtype=torch.int64, device=first_bpd.device)
+        with fan_out(self.problem.model, first, rows_b, lambda _x: at_first(first_bpd)):
+            return self.problem.values(self.images_bchw[:1], self.targets_b, later)
+
+
 def check_moved(kind: str, empty_n: np.ndarray, full_n: np.ndarray, config: CircuitConfig) -> float:
     """m(M) − m(∅).
 
@@ -77,18 +112,17 @@ def objective_of_circuits(
     """
     found: list[list[Tensor]] = [[] for _ in circuits]
     kind = next(iter(dictionaries_of(nodes).values())).kind
-    passes = (
-        (images_bchw, targets_b, of_batch[kind], number)
-        for images_bchw, targets_b, of_batch in with_targets_and_nodes(images, targets_n, {kind: nodes})
-        for number in range(len(circuits))
-    )
+
+    def passes() -> Iterator[tuple[Tensor, list[Tensor]]]:
+        for images_bchw, targets_b, of_batch in with_targets_and_nodes(images, targets_n, {kind: nodes}):
+            batch = Batch.of(problem, images_bchw, targets_b)
+            for kept, of_circuit in zip(circuits, found, strict=True):
+                yield batch.values(ablations(of_batch[kind], kept)), of_circuit
+
     total = len(images) * len(circuits)
     with torch.inference_mode():
-        for images_bchw, targets_b, of_batch, number in progress(
-            passes, f"faithfulness of {kind} circuits", total=total, unit="pass"
-        ):
-            replacements = ablations(of_batch, circuits[number])
-            found[number].append(problem.values(images_bchw, targets_b, replacements).cpu())
+        for values_b, of_circuit in progress(passes(), f"faithfulness of {kind} circuits", total=total, unit="pass"):
+            of_circuit.append(values_b.cpu())
     if not len(targets_n):
         raise DataError("no images to evaluate circuits on", fix="Give at least one evaluation image.")
     values = torch.stack([torch.cat(parts).double() for parts in found]).numpy()
