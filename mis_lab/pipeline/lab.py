@@ -33,7 +33,7 @@ VERSIONS = {
     "weights": 1,
     "activations": 1,
     "predictions": 1,
-    "ablation": 1,
+    "ablation": 2,
     "sae": 2,
     "evaluate": 2,
     "metric": 1,
