@@ -16,13 +16,11 @@ from torch import Tensor
 
 from mis_lab.circuit.circuit import Circuit
 from mis_lab.circuit.config import CircuitConfig
-from mis_lab.circuit.error_nodes import ranked
-from mis_lab.circuit.faithfulness import circuit_sizes, fraction_sizes, resample_counts, share_of_way
+from mis_lab.circuit.faithfulness import ranked_with_sizes, resample_counts, share_of_way
 from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.circuit.patching import Nodes
 from mis_lab.circuit.running import Ends, check_moved, objective_of_circuits
 from mis_lab.circuit.splice import all_but
-from mis_lab.core.errors import DataError
 from mis_lab.core.intervals import Interval, percentile_interval
 from mis_lab.core.seeding import numpy_generator
 
@@ -88,10 +86,7 @@ def complements(
         DataError: without images or without live nodes.
         MisLabError: when the whole circuit hardly moves the objective.
     """
-    circuit = ranked(circuit, config.errors)
-    if not len(circuit):
-        raise DataError(f"no {circuit.kind} ever leaves its baseline on the discovery images: there is no circuit")
-    sizes = fraction_sizes(len(circuit), fractions) if fractions else circuit_sizes(len(circuit), config.sizes)
+    circuit, sizes = ranked_with_sizes(circuit, config, fractions)
     ends = Ends.of(nodes, config)
     left = [ends.handled(all_but(circuit.top(int(size)).kept())) for size in sizes[1:-1]]
     empty_n, full_n, *inner = objective_of_circuits(problem, ends.nodes, [*ends.masks, *left], images, targets_n)

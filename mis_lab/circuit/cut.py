@@ -31,9 +31,14 @@ def check_splice(problem: Problem, images_bchw: Tensor) -> None:
 
     Raises:
         ConfigError: naming the first site whose splice changes the output, or when two plain passes differ.
+        DataError: when the plain output is not finite.
     """
     with torch.inference_mode():
         plain_bc = problem.logits(images_bchw)
+        if not plain_bc.isfinite().all():
+            raise DataError(
+                f"{problem.model.name} puts out numbers that are not finite", fix="Look for infinite weights or inputs."
+            )
         if not torch.equal(plain_bc, problem.logits(images_bchw)):
             raise ConfigError(
                 f"two passes of {problem.model.name} over the same images differ",

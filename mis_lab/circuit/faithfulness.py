@@ -173,6 +173,21 @@ def fraction_sizes(n_live: int, fractions: Sequence[float] = MIB_FRACTIONS) -> n
     return np.unique(np.concatenate([[0], counts, [n_live]]))
 
 
+def ranked_with_sizes(
+    circuit: Circuit, config: CircuitConfig, fractions: Sequence[float] | None
+) -> tuple[Circuit, np.ndarray]:
+    """The circuit's nodes that `config.errors` lets take part, in order, and the sizes (S,) to evaluate it at.
+
+    Raises:
+        DataError: without live nodes.
+    """
+    circuit = ranked(circuit, config.errors)
+    if not len(circuit):
+        raise DataError(f"no {circuit.kind} ever leaves its baseline on the discovery images: there is no circuit")
+    sizes = fraction_sizes(len(circuit), fractions) if fractions else circuit_sizes(len(circuit), config.sizes)
+    return circuit, sizes
+
+
 def evaluate(
     problem: Problem,
     nodes: Nodes,
@@ -198,10 +213,7 @@ def evaluate(
         DataError: without images or without live nodes.
         MisLabError: when the whole circuit hardly moves the objective.
     """
-    circuit = ranked(circuit, config.errors)
-    if not len(circuit):
-        raise DataError(f"no {circuit.kind} ever leaves its baseline on the discovery images: there is no circuit")
-    sizes = fraction_sizes(len(circuit), fractions) if fractions else circuit_sizes(len(circuit), config.sizes)
+    circuit, sizes = ranked_with_sizes(circuit, config, fractions)
     orders = [circuit]
     for draw in range(config.n_random):
         orders.append(circuit.shuffled(generator(seed, "circuit", "random", circuit.kind, draw)))

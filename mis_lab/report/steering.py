@@ -79,7 +79,7 @@ def _header(canvas: Canvas, title: str, change: str, steered: Steered) -> None:
     canvas.text(EDGE, EDGE - 4, title, 24, bold=True, most=room)
     canvas.text(EDGE, EDGE + 32, change, 16, most=room)
     canvas.text(EDGE, EDGE + 58, summary(steered), 13, "muted", most=room)
-    x = EDGE + TILE + GAP + NAME
+    x: float = EDGE + TILE + GAP + NAME
     for words, colour in (("before", BEFORE), ("after", AFTER)):
         canvas.bar(x, HEADER - 6, 14, 10, colour)
         x += 20
@@ -100,7 +100,7 @@ def _bars(canvas: Canvas, y: int, name: str, probabilities: tuple[float, float],
     canvas.text(x, y + LINE / 2 - 2, name, 13, bold=any(top_of), anchor="lm", most=NAME - GAP)
     for place, (probability, colour) in enumerate(zip(probabilities, (BEFORE, AFTER), strict=True)):
         canvas.bar(x + NAME, y + 2 + place * 10, max(1.0, BAR * probability), 8, colour)
-    at = x + NAME + BAR + 12
+    at: float = x + NAME + BAR + 12
     at += canvas.text(at, y + LINE / 2 - 2, fixed(probabilities[0]), 13, "muted", top_of[0], "lm")
     at += canvas.text(at, y + LINE / 2 - 2, "  →  ", 13, "muted", anchor="lm")
     canvas.text(at, y + LINE / 2 - 2, fixed(probabilities[1]), 13, "ink", top_of[1], "lm")

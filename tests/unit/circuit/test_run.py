@@ -401,10 +401,10 @@ class Broken(nn.Module):
         return x_bchw.mean((2, 3))[:, :4] * float("nan")
 
 
-def test_effects_that_are_no_numbers_are_told(run, make_toy, as_model) -> None:
+def test_logits_that_are_no_numbers_are_told(run, make_toy, as_model) -> None:
     toy = make_toy("relu", dtype=torch.float32)
     network = nn.Sequential(*toy.module[:4], Broken())
-    with pytest.raises(MisLabError):
+    with pytest.raises(DataError, match="puts out numbers that are not finite"):
         run(model=as_model(network), saes={})
 
 
