@@ -423,7 +423,7 @@ def test_quality_resamples_pairs_seeds_and_images_alike_for_all_orders(circuit: 
             worse = values.copy()
             worse[1:-1] -= 0.3
             curves = {
-                name: [Curve("feature", sizes, each, each[None], each[-1], 1, 0)]
+                name: [Curve("feature", sizes, each, each[None], each[-1], np.arange(7))]
                 for name, each in (("good", values), ("same", values), ("worse", worse))
             }
             own[seed, pair] = {name: float(some[0].cmd.estimate) for name, some in curves.items()}

@@ -37,7 +37,7 @@ from mis_lab.circuit.circuit import rank
 from mis_lab.circuit.comparisons import by_change, evaluate_others, node_changes
 from mis_lab.circuit.config import CircuitConfig, EffectMethod
 from mis_lab.circuit.effects import node_effects
-from mis_lab.circuit.faithfulness import MIB_FRACTIONS, Curve, evaluate, log_area, resample_counts
+from mis_lab.circuit.faithfulness import MIB_FRACTIONS, Curve, evaluate, log_area, share_of_way
 from mis_lab.circuit.objectives import Problem, logit
 from mis_lab.circuit.quadrature import midpoint
 from mis_lab.core.intervals import Interval, percentile_interval
@@ -103,7 +103,7 @@ class Pair:
 
     def curves(self, seed: int) -> dict[str, dict[str, list[Curve]]]:
         """Kind → order → curves on the held-out images, several for random orders."""
-        config = CircuitConfig(n_random=N_RANDOM, n_bootstrap=1)
+        config = CircuitConfig(n_random=N_RANDOM)
         path = InputPath(mean_image(self.images), midpoint(N_STEPS))
         effects = {
             method.name: node_effects(self.problem, self.node_sets, self.images, self.targets, method, path)
@@ -162,9 +162,15 @@ class Measured:
         return percentile_interval(float(found[0]), found[1:])
 
 
+def resample_counts(random: np.random.Generator, n: int, n_bootstrap: int) -> np.ndarray:
+    """(R, n) how often each of n is drawn when as many are drawn with replacement."""
+    return random.multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
+
+
 def _areas(curve: Curve, counts_rn: np.ndarray) -> np.ndarray:
     """(measures, R)."""
-    heights, shares = curve.of_resamples(counts_rn), curve.fractions
+    sums_rs, shares = counts_rn @ curve.values.T, curve.fractions
+    heights = share_of_way(sums_rs, sums_rs[:, :1], sums_rs[:, -1:])
     missed = np.abs(1 - heights)
     return np.stack(
         [

@@ -5,7 +5,7 @@ A node's change is the length of what ablating it takes out of the site's vector
 so features, neurons and errors of all sites are lengths in their site's space.
 """
 
-# n images  B images of a batch  P positions  D site width  F features  N nodes  S sizes  R resamples
+# n images  B images of a batch  P positions  D site width  F features  N nodes  S sizes
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from mis_lab.circuit.circuit import Circuit
 from mis_lab.circuit.config import CircuitConfig
 from mis_lab.circuit.dictionaries import NodeDictionary
 from mis_lab.circuit.error_nodes import ranked
-from mis_lab.circuit.faithfulness import Area, Curve, log_area, resample_counts
+from mis_lab.circuit.faithfulness import Area, Curve, log_area
 from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.circuit.patching import Nodes, dictionaries_of, with_nodes
 from mis_lab.circuit.running import Ends, objective_of_circuits
 from mis_lab.core.errors import DataError
-from mis_lab.core.intervals import Interval, percentile_interval
+from mis_lab.core.intervals import Interval, jackknife_interval
 from mis_lab.core.progress import progress
-from mis_lab.core.seeding import numpy_generator
 from mis_lab.model.capture import Capture
 
 ATOMS_AT_ONCE = 1024
@@ -108,36 +107,27 @@ def evaluate_others(
     found = {}
     for name, values_sn in zip(others, np.split(values_cn, len(others)), strict=True):
         values = np.concatenate([curve.values[:1], values_sn[:-1], curve.values[-1:]])
-        found[name] = Curve(
-            curve.kind, curve.sizes, values, curve.random_values, values_sn[-1], curve.n_bootstrap, curve.seed
-        )
+        found[name] = Curve(curve.kind, curve.sizes, values, curve.random_values, values_sn[-1], curve.groups_n)
     return found
 
 
 def cmd_difference(a: Curve, b: Curve, log: bool = False) -> Interval:
-    """CMD of `a` minus that of `b`, with its interval from a bootstrap that draws the same images for both.
+    """CMD of `a` minus that of `b`, with its interval over the groups of images, each left out of both.
 
     Args:
-        a, b: curves on the same images, in the same order; number of resamples and seed are those of `a`.
+        a, b: curves on the same images, in the same order.
         log: over the logarithm of the share of nodes kept.
 
     Raises:
-        ValueError: when they were measured on different numbers of images, or begin at different shares with `log`.
+        ValueError: when they were measured on different groups of images, or begin at different shares with `log`.
     """
-    n_images = a.values.shape[1]
-    if b.values.shape[1] != n_images:
-        raise ValueError(f"one curve has {n_images} images, the other {b.values.shape[1]}")
+    if not np.array_equal(a.groups_n, b.groups_n):
+        raise ValueError(f"the curves have other images or groups: {len(a.groups_n)} and {len(b.groups_n)} images")
     if log and a.fractions[1] != b.fractions[1]:
         raise ValueError(f"logarithmic axes from {a.fractions[1]:g} and from {b.fractions[1]:g} are not compared")
-    areas: dict[bool, Area] = {False: np.trapezoid, True: log_area}
-
-    def difference(counts: np.ndarray) -> np.ndarray:
-        cmd_a, cmd_b = (areas[log](np.abs(1 - curve.of_resamples(counts)), curve.fractions) for curve in (a, b))
-        return cmd_a - cmd_b
-
-    random = numpy_generator(a.seed, "circuit", "difference", a.kind)
-    resampled = difference(resample_counts(random, n_images, a.n_bootstrap))
-    return percentile_interval(float(difference(np.ones((1, n_images)))[0]), resampled)
+    area: Area = log_area if log else np.trapezoid
+    cmd_a, cmd_b = (area(np.abs(1 - curve.leaving_out), curve.fractions) for curve in (a, b))
+    return jackknife_interval(cmd_a - cmd_b, a.groups_n)
 
 
 def _change(nodes: SiteNodes, x_bpd: Tensor, lengths_f: Tensor) -> Tensor:

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from mis_lab.circuit.circuit import Circuit
 from mis_lab.circuit.config import CircuitConfig
-from mis_lab.circuit.faithfulness import ranked_with_sizes, resample_counts, share_of_way
+from mis_lab.circuit.faithfulness import group_numbers, ranked_with_sizes, share_of_way
 from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.circuit.patching import Nodes
 from mis_lab.circuit.running import Ends, check_moved, objective_of_circuits
 from mis_lab.circuit.splice import all_but
-from mis_lab.core.intervals import Interval, percentile_interval
-from mis_lab.core.seeding import numpy_generator
+from mis_lab.core.intervals import Interval, jackknife_interval, leave_out_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,28 +35,22 @@ class ComplementCurve:
         kind: ``feature`` or ``neuron``.
         sizes: (S,) numbers of nodes taken away, 0 and all live nodes included, ascending.
         values: (S, n) float64, the objective on each image of what is left.
-        n_bootstrap, seed: of the intervals.
+        groups_n: (n,) int64, the group of each image; intervals are over groups.
     """
 
     kind: str
     sizes: np.ndarray
     values: np.ndarray
-    n_bootstrap: int
-    seed: int
+    groups_n: np.ndarray
 
     @property
     def completeness(self) -> Interval:
-        """(S,) with its interval from a bootstrap over images."""
-        random = numpy_generator(self.seed, "circuit", "bootstrap", self.kind)
-        counts = resample_counts(random, self.values.shape[1], self.n_bootstrap)
-        resampled = self._ratio(counts @ self.values.T)
-        return percentile_interval(
-            self._ratio(self.values.mean(1)), np.where(np.isfinite(resampled), resampled, np.nan)
-        )
+        """(S,) with its interval over groups of images."""
+        return jackknife_interval(self._ratio(leave_out_sums(self.values, self.groups_n)), self.groups_n)
 
     @staticmethod
     def _ratio(means: np.ndarray) -> np.ndarray:
-        """Completeness from mean objectives (..., S)."""
+        """Completeness from means or sums of objectives (..., S)."""
         return share_of_way(means, means[..., -1:], means[..., :1])
 
 
@@ -68,8 +61,8 @@ def complements(
     images: Images,
     targets_n: Tensor,
     config: CircuitConfig,
-    seed: int,
     fractions: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> ComplementCurve:
     """The completeness of `circuit` (all live nodes, in order) at every size.
 
@@ -77,10 +70,10 @@ def complements(
         nodes: what the circuit's nodes are and become.
         images: batches (B, C, H, W) of the evaluation images, gone through once.
         targets_n: what the objective reads of each image.
-        config: its `sizes`, `errors`, `n_bootstrap` and `min_effect`. Error nodes that are no nodes stay with the
-            complement as `errors` says.
-        seed: of the bootstrap; with the curve's seed it draws the same images.
+        config: its `sizes`, `errors` and `min_effect`. Error nodes that are no nodes stay with the complement as
+            `errors` says.
         fractions: shares of the live nodes to take away instead of ``config.sizes`` sizes; none and all come along.
+        groups: the group of each image, for intervals; by default each is one of its own.
 
     Raises:
         DataError: without images or without live nodes.
@@ -91,4 +84,5 @@ def complements(
     left = [ends.handled(all_but(circuit.top(int(size)).kept())) for size in sizes[1:-1]]
     empty_n, full_n, *inner = objective_of_circuits(problem, ends.nodes, [*ends.masks, *left], images, targets_n)
     check_moved(circuit.kind, empty_n, full_n, config)
-    return ComplementCurve(circuit.kind, sizes, np.stack([full_n, *inner, empty_n]), config.n_bootstrap, seed)
+    values = np.stack([full_n, *inner, empty_n])
+    return ComplementCurve(circuit.kind, sizes, values, group_numbers(groups, len(full_n)))

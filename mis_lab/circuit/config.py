@@ -151,7 +151,6 @@ class CircuitConfig:
         sizes: number of circuit sizes on the curve, log-spaced from 1 node to all live nodes.
         n_random: random circuits a size.
         min_effect: |m(M) − m(∅)| below this is an error, not a division by nearly nothing.
-        n_bootstrap: resamples over images for the curve's intervals.
         n_shown: nodes of the pictured circuit.
         edges: how edges between the pictured nodes are estimated.
         n_edge_images: discovery images that edges and exact effects are measured on (0 = all).
@@ -180,7 +179,6 @@ class CircuitConfig:
     sizes: int = 12
     n_random: int = 3
     min_effect: float = 1e-3
-    n_bootstrap: int = 1000
     n_shown: int = 18
     edges: EdgeMethod = EdgeMethod.auto
     n_edge_images: int = 32
@@ -191,7 +189,7 @@ class CircuitConfig:
     batch_size: int = field(default=32, metadata=NO_EFFECT)
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "edges_per_node", "batch_size"):
+        for name in ("n_steps", "sizes", "n_random", "n_shown", "edges_per_node", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"circuit.{name}={getattr(self, name)}: at least 1 is needed")
         for names, meaning in (

@@ -7,7 +7,7 @@ CMD = ∫ |1 − faithfulness| over the share of live nodes kept, by the trapezo
 from the smallest circuit to the whole counts as 1, so that perfect faithfulness has CPR 1 there too.
 """
 
-# n images  S sizes  R random draws or resamples  O orders: its own, then the draws  C circuits
+# n images  G groups of them  S sizes  R random draws  O orders: its own, then the draws  C circuits
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.circuit.patching import Nodes
 from mis_lab.circuit.running import Ends, check_moved, objective_of_circuits
 from mis_lab.core.errors import DataError
-from mis_lab.core.intervals import Interval, percentile_interval
-from mis_lab.core.seeding import generator, numpy_generator
+from mis_lab.core.intervals import Interval, jackknife_interval, leave_out_sums
+from mis_lab.core.seeding import generator
+from mis_lab.dataset.splits import group_codes
 
 # The shares of the circuit track of the Mechanistic Interpretability Benchmark (Mueller et al. 2025).
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -49,7 +50,7 @@ class Curve:
         values: (S, n) float64, the objective on each evaluation image.
         random_values: (R, S, n), the same for random circuits of these sizes.
         live_values: (n,), with all live nodes kept and no other.
-        n_bootstrap, seed: of the intervals.
+        groups_n: (n,) int64, the group of each image; intervals are over groups.
     """
 
     kind: str
@@ -57,8 +58,7 @@ class Curve:
     values: np.ndarray
     random_values: np.ndarray
     live_values: np.ndarray
-    n_bootstrap: int
-    seed: int
+    groups_n: np.ndarray
 
     @property
     def fractions(self) -> np.ndarray:
@@ -67,8 +67,13 @@ class Curve:
 
     @cached_property
     def faithfulness(self) -> Interval:
-        """(S,) with its interval from a bootstrap over images."""
-        return percentile_interval(self._ratio(self.values.mean(1)), self._resampled)
+        """(S,) with its interval over groups of images (:func:`~mis_lab.core.intervals.jackknife_interval`)."""
+        return jackknife_interval(self.leaving_out, self.groups_n)
+
+    @cached_property
+    def leaving_out(self) -> np.ndarray:
+        """(1 + G, S) faithfulness on all images, then without each group."""
+        return self._ratio(leave_out_sums(self.values, self.groups_n))
 
     @property
     def random(self) -> np.ndarray:
@@ -108,12 +113,8 @@ class Curve:
             values=self.values[:, here_n],
             random_values=self.random_values[:, :, here_n],
             live_values=self.live_values[here_n],
+            groups_n=self.groups_n[here_n],
         )
-
-    def of_resamples(self, counts: np.ndarray) -> np.ndarray:
-        """(R, S) faithfulness with each image counted as often as `counts` (R, n) says; NaN where undefined."""
-        found = self._ratio(counts @ self.values.T)  # sums will do: the number of images cancels
-        return np.where(np.isfinite(found), found, np.nan)
 
     @property
     def random_cpr(self) -> np.ndarray:
@@ -127,29 +128,17 @@ class Curve:
 
     @staticmethod
     def _ratio(means: np.ndarray) -> np.ndarray:
-        """Faithfulness from mean objectives (..., S)."""
+        """Faithfulness from means or sums of objectives (..., S): the number of images cancels."""
         return share_of_way(means, means[..., :1], means[..., -1:])
 
-    @cached_property
-    def _resampled(self) -> np.ndarray:
-        """(n_bootstrap, S) faithfulness of resampled images."""
-        random = numpy_generator(self.seed, "circuit", "bootstrap", self.kind)
-        return self.of_resamples(resample_counts(random, self.values.shape[1], self.n_bootstrap))
-
     def _area(self, height: Callable[[np.ndarray], np.ndarray], area: Area = np.trapezoid) -> Interval:
-        estimate = area(height(self._ratio(self.values.mean(1))), self.fractions)
-        return percentile_interval(float(estimate), area(height(self._resampled), self.fractions))
+        return jackknife_interval(area(height(self.leaving_out), self.fractions), self.groups_n)
 
 
 def share_of_way(means: np.ndarray, empty: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """(means − empty) / (full − empty), which may be infinite or NaN for resampled images."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hit full = empty
+    """(means − empty) / (full − empty), which may be infinite or NaN for some of the images."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # some images may have full = empty
         return (means - empty) / (full - empty)
-
-
-def resample_counts(random: np.random.Generator, n_images: int, n_bootstrap: int) -> np.ndarray:
-    """(n_bootstrap, n_images) how often each image is drawn when as many are drawn with replacement."""
-    return random.multinomial(n_images, np.full(n_images, 1 / n_images), size=n_bootstrap)
 
 
 def log_area(heights: np.ndarray, fractions: np.ndarray) -> np.ndarray:
@@ -197,6 +186,7 @@ def evaluate(
     config: CircuitConfig,
     seed: int,
     fractions: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Curve:
     """The curve of `circuit` (all live nodes, in order), with random orders of its nodes beside it.
 
@@ -204,10 +194,11 @@ def evaluate(
         nodes: what the circuit's nodes are and become.
         images: batches (B, C, H, W) of the evaluation images, gone through once.
         targets_n: what the objective reads of each image.
-        config: its `sizes`, `errors`, `n_random`, `n_bootstrap` and `min_effect`. Unless errors are ``as_node``
-            sizes count the other nodes alone; the network at the end has its errors in any case.
-        seed: of the random circuits and the bootstrap.
+        config: its `sizes`, `errors`, `n_random` and `min_effect`. Unless errors are ``as_node`` sizes count the
+            other nodes alone; the network at the end has its errors in any case.
+        seed: of the random circuits.
         fractions: shares of the live nodes to keep instead of ``config.sizes`` sizes; none and all come with them.
+        groups: the group of each image, for intervals; by default each is one of its own.
 
     Raises:
         DataError: without images or without live nodes.
@@ -227,4 +218,9 @@ def evaluate(
     first, last = (np.broadcast_to(end_n, (len(orders), 1, len(full_n))) for end_n in (empty_n, full_n))
     values = np.concatenate([first, inner_osn, last], axis=1)
     check_moved(circuit.kind, empty_n, full_n, config)
-    return Curve(circuit.kind, sizes, values[0], values[1:], live_n, config.n_bootstrap, seed)
+    return Curve(circuit.kind, sizes, values[0], values[1:], live_n, group_numbers(groups, len(full_n)))
+
+
+def group_numbers(groups: Sequence[str] | None, n_images: int) -> np.ndarray:
+    """(n,) int64: the group of each image as a number; each its own where there are no groups."""
+    return np.arange(n_images) if groups is None else group_codes(groups).numpy()

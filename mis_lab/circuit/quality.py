@@ -62,15 +62,15 @@ def judge(
     Args:
         others: other circuits of the same nodes, see :func:`rivals`.
         classes: name of a class → which of the images (n,) bool are of it.
-        seed: of random circuits and intervals.
+        seed: of random circuits.
 
     Raises:
         DataError: without live nodes, or when the objective is not finite.
         MisLabError: when the objective hardly moves.
     """
     nodes, images, rows_n = states.on(tested_on)[circuit.kind], tested_on.images, tested_on.rows_n
-    curve = evaluate(problem, nodes, circuit, images, rows_n, config, seed)
-    complement = complements(problem, nodes, circuit, images, rows_n, config, seed)
+    curve = evaluate(problem, nodes, circuit, images, rows_n, config, seed, groups=images.groups)
+    complement = complements(problem, nodes, circuit, images, rows_n, config, groups=images.groups)
     shown, needed = circuit.top(config.n_shown), None
     if len(ranked(shown, config.errors)):
         needed = minimality(problem, nodes, shown, images, rows_n, config)
@@ -110,7 +110,8 @@ def of_class_name(name: str) -> str:
 def differences(
     curve: Curve, others: Mapping[str, Curve], classes: Mapping[str, Tensor], config: CircuitConfig
 ) -> dict[str, Interval]:
-    """CMD of the circuit minus that of each other one, on the same resampled images: negative where it is better.
+    """CMD of the circuit minus that of each other one, with intervals over the same groups of
+    images: negative where it is better.
 
     ``best_random`` is the random draw of lowest CMD. ``class a against class b`` takes images of class a alone: the CMD
     of a's circuit minus that of b's; it is left out where the objective hardly moves on these.

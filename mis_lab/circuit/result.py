@@ -57,7 +57,7 @@ from mis_lab.core.files import read_json, write_json, write_text
 from mis_lab.core.intervals import Interval
 from mis_lab.core.tensors import read_tensors, write_tensors
 
-VERSION = 2
+VERSION = 3
 KINDS = ("feature", "neuron")
 
 
@@ -200,18 +200,17 @@ class KindResult:
         circuit, shown = Circuit.load(folder), read_tensors(folder / "shown.safetensors")
         sites = list(circuit.n_nodes)
         others = {
-            name: read_curve(folder / f"other_{place}.safetensors", kind, told)
-            for place, name in enumerate(told["others"])
+            name: read_curve(folder / f"other_{place}.safetensors", kind) for place, name in enumerate(told["others"])
         }
         complement, agreement = folder / "complement.safetensors", folder / "agreement.safetensors"
         return cls(
             circuit,
             tuple(SiteSummary(**site) for site in told["sites"]),
-            read_curve(folder / "curve.safetensors", kind, told),
+            read_curve(folder / "curve.safetensors", kind),
             shown["effects"],
             tuple(shown[f"map_{place}"] for place in range(len(shown) - 1)),
             Edges.load(folder) if told["edges"] else None,
-            read_complement(complement, kind, told) if told["completeness"] else None,
+            read_complement(complement, kind) if told["completeness"] else None,
             read_minimality(folder) if told["minimality"] else None,
             others,
             {name: interval_of(limits) for name, limits in told["cmd_differences"].items()},

@@ -58,7 +58,7 @@ def discover_and_evaluate(
         saes: site path → SAE, for every site; empty for neurons alone.
         discovery, evaluation: indices of images that may be used; `config` says how many of them, spread over
             the groups.
-        seed: of partners, random circuits and intervals.
+        seed: of partners and random circuits.
         log: called with named numbers and a circuit size.
         names: of the network's classes, for options that name one.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +18,25 @@ from mis_lab.circuit.faithfulness import Curve
 from mis_lab.circuit.minimality import Minimality
 from mis_lab.core.tensors import read_tensors, write_tensors
 
-CURVE = ("sizes", "values", "random_values", "live_values")
-COMPLEMENT = ("sizes", "values")
+CURVE = ("sizes", "values", "random_values", "live_values", "groups_n")
+COMPLEMENT = ("sizes", "values", "groups_n")
 _ACTIVITY = ("mean", "mean_if_active", "active_images", "density")
 
 
 def write_curve(path: Path, curve: Curve | ComplementCurve) -> None:
-    """Write a curve's arrays; kind, resamples and seed are told elsewhere."""
+    """Write a curve's arrays; its kind is told elsewhere."""
     names = CURVE if isinstance(curve, Curve) else COMPLEMENT
     write_tensors(path, {name: torch.tensor(getattr(curve, name)) for name in names})
 
 
-def read_curve(path: Path, kind: str, told: Mapping[str, Any]) -> Curve:
-    """Read what :func:`write_curve` wrote of a curve.
-
-    Args:
-        told: has its ``n_bootstrap`` and ``seed``.
-    """
-    return Curve(kind, **_arrays(path), n_bootstrap=told["n_bootstrap"], seed=told["seed"])
+def read_curve(path: Path, kind: str) -> Curve:
+    """Read what :func:`write_curve` wrote of a curve."""
+    return Curve(kind, **_arrays(path))
 
 
-def read_complement(path: Path, kind: str, told: Mapping[str, Any]) -> ComplementCurve:
+def read_complement(path: Path, kind: str) -> ComplementCurve:
     """Read what :func:`write_curve` wrote of a complement's curve."""
-    return ComplementCurve(kind, **_arrays(path), n_bootstrap=told["n_bootstrap"], seed=told["seed"])
+    return ComplementCurve(kind, **_arrays(path))
 
 
 def write_minimality(folder: Path, measured: Minimality) -> None:

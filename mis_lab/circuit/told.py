@@ -54,8 +54,7 @@ def of_curve(curve: Curve) -> dict[str, Any]:
         **areas(curve),
         "random_cpr": listed(curve.random_cpr),
         "random_cmd": listed(curve.random_cmd),
-        "n_bootstrap": curve.n_bootstrap,
-        "seed": curve.seed,
+        "n_groups": len(np.unique(curve.groups_n)),
     }
 
 

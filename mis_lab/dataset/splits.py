@@ -8,9 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from mis_lab.core.seeding import derive_seed
+
+
+def group_codes(groups: Sequence[str]) -> Tensor:
+    """(n,) int64: the place of each image's group among the sorted names."""
+    return torch.from_numpy(np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1].astype(np.int64))
 
 
 def held_out_groups(groups: Sequence[str], share: float, seed: int, scope: str = "hold_out") -> frozenset[str]:

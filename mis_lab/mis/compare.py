@@ -21,9 +21,9 @@ from scipy.stats import t as student
 from mis_lab.core.errors import ConfigError
 from mis_lab.core.intervals import Interval
 from mis_lab.core.seeding import numpy_generator
+from mis_lab.dataset.splits import group_codes
 from mis_lab.mis.differences import holm, mann_whitney, unit_bootstrap
 from mis_lab.mis.score import outcomes
-from mis_lab.mis.tasks import group_codes
 from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.mis.units import UnitStatus
 

@@ -20,12 +20,13 @@ from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.keys import content_key
 from mis_lab.core.progress import progress
 from mis_lab.core.seeding import derive_seed, generator
+from mis_lab.dataset.splits import group_codes
 from mis_lab.metric.base import Embedding
 from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
 from mis_lab.mis.protocols.layout import layouts
 from mis_lab.mis.protocols.within_class import ImageClasses, image_classes
 from mis_lab.mis.score import margins, measure_temperature, score
-from mis_lab.mis.tasks import draw_tasks, group_codes, pool_needs
+from mis_lab.mis.tasks import draw_tasks, pool_needs
 from mis_lab.mis.unit_scores import NegativesScores, Settings, UnitScores
 from mis_lab.mis.units import UnitStatus
 

@@ -10,10 +10,8 @@ side. Here they are drawn from a unit's pools of extreme images. Zimmermann, Kli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,11 +85,6 @@ def pool_needs(config: MisConfig, n_images: int) -> PoolNeeds:
         return PoolNeeds(n_images // 2, 0)  # how many images a cap leaves within the quantiles is not known before
     by_cap = config.one_per_group and config.protocol is Protocol.extreme
     return PoolNeeds(max(side.n_ranked() for side in of_sides), of_sides[0].bin_size if by_cap else 0)
-
-
-def group_codes(groups: Sequence[str]) -> Tensor:
-    """(n_images,) int64: the place of each image's group among the sorted names."""
-    return torch.from_numpy(np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1].astype(np.int64))
 
 
 def draw_tasks(

@@ -44,7 +44,7 @@ VERSIONS = {
     "course": 1,
     "partners": 1,
     "compare": 2,
-    "circuit": 2,
+    "circuit": 3,
 }
 Log = Callable[[str, Mapping[str, float], int], None]
 logger = logging.getLogger(__name__)

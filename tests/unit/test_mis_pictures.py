@@ -113,7 +113,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> ScoredFolder:
 
     def circuit_of(kind: str) -> KindResult:
         values = np.linspace(0, 1, 6).reshape(2, 3)
-        curve = Curve(kind, np.array([0, 3]), values, values[None], values[1], n_bootstrap=10, seed=0)
+        curve = Curve(kind, np.array([0, 3]), values, values[None], values[1], np.arange(values.shape[1]))
         features = torch.tensor([2, ERROR, 0]) if kind == "feature" else torch.tensor([2, 1, 0])
         numbers = torch.tensor([0.5, -0.4, 0.3], dtype=torch.float64)
         counts = torch.tensor([9, 9, 9])

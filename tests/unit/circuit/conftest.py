@@ -273,7 +273,6 @@ STAGE = CircuitConfig(
     n_evaluation=5,
     sizes=4,
     n_random=2,
-    n_bootstrap=50,
     n_shown=5,
     batch_size=4,
     min_effect=1e-9,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from mis_lab.circuit import comparisons
 from mis_lab.circuit.circuit import ERROR
@@ -14,9 +15,8 @@ from mis_lab.circuit.comparisons import atom_lengths, by_change, cmd_difference,
 from mis_lab.circuit.config import CircuitConfig, ErrorHandling
 from mis_lab.circuit.faithfulness import Curve, evaluate
 from mis_lab.core.errors import DataError
-from mis_lab.core.seeding import numpy_generator
 
-CONFIG = CircuitConfig(sizes=4, n_random=1, n_bootstrap=100, min_effect=1e-9)
+CONFIG = CircuitConfig(sizes=4, n_random=1, min_effect=1e-9)
 PARTNERS = [3, 5, 6, 0, 1, 2, 4]
 
 
@@ -118,8 +118,8 @@ def test_without_images_there_is_no_change(make_toy) -> None:
         node_changes(toy.problem, toy.node_sets["neuron"], [])
 
 
-def curve_of(values: np.ndarray, sizes: list[int], seed: int = 5) -> Curve:
-    return Curve("feature", np.array(sizes), values, values[None], values[-1], 300, seed)
+def curve_of(values: np.ndarray, sizes: list[int]) -> Curve:
+    return Curve("feature", np.array(sizes), values, values[None], values[-1], np.arange(values.shape[1]) // 2)
 
 
 def some_values(n_sizes: int, n_images: int, seed: int) -> np.ndarray:
@@ -128,14 +128,14 @@ def some_values(n_sizes: int, n_images: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_the_interval_of_a_difference_is_a_bootstrap_with_the_same_images_for_both(log: bool) -> None:
+def test_the_interval_of_a_difference_leaves_the_same_images_out_of_both(log: bool) -> None:
     a = some_values(2, 9, 0)
     b = a.copy()
     b[1:-1] -= 2 + np.random.default_rng(1).normal(size=b[1:-1].shape) / 10
     curves = curve_of(a, [0, 1, 4, 8]), curve_of(b, [0, 1, 3, 8])
 
-    def area(curve: Curve, drawn: np.ndarray) -> float:
-        means = curve.values[:, drawn].mean(1)
+    def area(curve: Curve, some: np.ndarray) -> float:
+        means = curve.values[:, some].mean(1)
         heights = np.abs(1 - (means - means[0]) / (means[-1] - means[0]))
         axis = curve.sizes / curve.sizes[-1]
         if log:
@@ -144,12 +144,12 @@ def test_the_interval_of_a_difference_is_a_bootstrap_with_the_same_images_for_bo
         return np.trapezoid(heights, axis)
 
     found = cmd_difference(*curves, log=log)
-    everything = np.arange(9)
+    everything, group = np.arange(9), np.arange(9) // 2
     assert found.estimate == pytest.approx(area(curves[0], everything) - area(curves[1], everything), rel=1e-10)
-    counts = numpy_generator(5, "circuit", "difference", "feature").multinomial(9, [1 / 9] * 9, size=300)
-    drawn = [np.repeat(everything, row) for row in counts]
-    differences = [area(curves[0], images) - area(curves[1], images) for images in drawn]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])), rel=1e-9)
+    without = [area(curves[0], group != left_out) - area(curves[1], group != left_out) for left_out in range(5)]
+    error = np.sqrt(0.8 * np.square(without - np.mean(without)).sum())
+    half = student.ppf(0.975, 81 / (4 * 4 + 1) - 1) * error
+    assert (found.low, found.high) == pytest.approx((found.estimate - half, found.estimate + half), rel=1e-9)
     assert found.estimate < 0
     assert found.high < 0  # a keeps more at every size, on every image
 
@@ -159,8 +159,10 @@ def test_a_curve_differs_from_itself_by_exactly_nothing_and_swapping_turns_the_s
     assert tuple(map(float, cmd_difference(a, a))) == (0, 0, 0)
     there, back = cmd_difference(a, b), cmd_difference(b, a)
     assert (back.estimate, back.low, back.high) == pytest.approx((-there.estimate, -there.high, -there.low))
-    with pytest.raises(ValueError, match="one curve has 6 images, the other 5"):
+    with pytest.raises(ValueError, match="other images or groups: 6 and 5 images"):
         cmd_difference(a, curve_of(some_values(2, 5, 1), [0, 1, 4, 8]))
+    with pytest.raises(ValueError, match="other images or groups"):
+        cmd_difference(a, replace(b, groups_n=np.arange(6)))
     later = curve_of(some_values(2, 6, 1), [0, 2, 4, 8])
     assert cmd_difference(a, later).estimate != 0
     with pytest.raises(ValueError, match=r"axes from 0.125 and from 0.25 are not compared"):

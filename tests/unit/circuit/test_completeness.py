@@ -1,4 +1,4 @@
-"""The complement of a circuit: its ends, its middle by hand, its interval against a loop."""
+"""The complement of a circuit: its ends, its middle by hand, its interval by hand."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from mis_lab.circuit.completeness import complements
 from mis_lab.circuit.config import CircuitConfig, ErrorHandling
 from mis_lab.circuit.faithfulness import evaluate
 from mis_lab.core.errors import DataError, MisLabError
-from mis_lab.core.seeding import numpy_generator
 
-CONFIG = CircuitConfig(sizes=5, n_random=1, n_bootstrap=100, min_effect=1e-9)
+CONFIG = CircuitConfig(sizes=5, n_random=1, min_effect=1e-9)
 
 
 def found_on(toy, kind: str, config: CircuitConfig = CONFIG, **more):
     nodes, circuit = toy.node_sets[kind], toy.circuit(kind)
-    return complements(toy.problem, nodes, circuit, toy.images, toy.targets_n, config, 3, **more)
+    return complements(toy.problem, nodes, circuit, toy.images, toy.targets_n, config, **more)
 
 
 @pytest.mark.parametrize("errors", ErrorHandling)
@@ -55,16 +55,19 @@ def test_linear_network_what_a_circuit_has_its_complement_lacks(make_toy, kind) 
     np.testing.assert_allclose(total, np.ones(len(total)), rtol=1e-9)
 
 
-def test_the_interval_draws_the_images_that_the_curves_draws(make_toy) -> None:
+def test_the_interval_is_over_groups_of_images(make_toy) -> None:
     toy = make_toy()
-    curve = found_on(toy, "feature")
-    counts = numpy_generator(3, "circuit", "bootstrap", "feature").multinomial(7, [1 / 7] * 7, size=100)
-    found = []
-    for row in counts:
-        means = curve.values[:, np.repeat(np.arange(7), row)].mean(1)
-        found.append((means - means[-1]) / (means[0] - means[-1]))
-    np.testing.assert_allclose(curve.completeness.low, np.quantile(found, 0.025, axis=0), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(curve.completeness.high, np.quantile(found, 0.975, axis=0), rtol=1e-9, atol=1e-12)
+    groups = ["a", "b", "a", "c", "b", "c", "d"]
+    curve = found_on(toy, "feature", groups=groups)
+    without = []
+    for group in "abcd":
+        means = curve.values[:, np.array(groups) != group].mean(1)
+        without.append((means - means[-1]) / (means[0] - means[-1]))
+    error = np.sqrt(3 / 4 * np.square(without - np.mean(without, axis=0)).sum(0))
+    half = student.ppf(0.975, 49 / (4 + 4 + 4 + 1) - 1) * error
+    estimate, low, high = curve.completeness
+    np.testing.assert_allclose(low, estimate - half, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(high, estimate + half, rtol=1e-9, atol=1e-12)
 
 
 def test_sizes_may_be_shares(make_toy) -> None:
@@ -77,6 +80,6 @@ def test_no_live_node_and_hardly_any_effect_are_told(make_toy) -> None:
     toy = make_toy()
     nodes, none = toy.node_sets["neuron"], toy.circuit("neuron").top(0)
     with pytest.raises(DataError, match="no neuron ever leaves"):
-        complements(toy.problem, nodes, none, toy.images, toy.targets_n, CONFIG, 0)
+        complements(toy.problem, nodes, none, toy.images, toy.targets_n, CONFIG)
     with pytest.raises(MisLabError, match="divide by almost 0"):
         found_on(toy, "neuron", replace(CONFIG, min_effect=1e9))

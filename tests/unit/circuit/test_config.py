@@ -11,9 +11,7 @@ from mis_lab.circuit.config import Baseline, CircuitConfig, EdgeMethod, EffectMe
 from mis_lab.core.errors import ConfigError
 
 
-@pytest.mark.parametrize(
-    "name", ["n_steps", "sizes", "n_random", "n_bootstrap", "n_shown", "edges_per_node", "batch_size"]
-)
+@pytest.mark.parametrize("name", ["n_steps", "sizes", "n_random", "n_shown", "edges_per_node", "batch_size"])
 def test_numbers_of_things_are_positive(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"circuit.{name}=0: at least 1"):
         CircuitConfig(**{name: 0})

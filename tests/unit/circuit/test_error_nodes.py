@@ -14,7 +14,7 @@ from mis_lab.circuit.error_nodes import kept_with_errors, ranked, with_error_sta
 from mis_lab.circuit.faithfulness import evaluate
 from mis_lab.circuit.running import Ends, objective_of_circuits
 
-CONFIG = CircuitConfig(sizes=4, n_random=1, n_bootstrap=50, min_effect=1e-9)
+CONFIG = CircuitConfig(sizes=4, n_random=1, min_effect=1e-9)
 OTHERS = [ErrorHandling.keep, ErrorHandling.baseline, ErrorHandling.zero]
 
 

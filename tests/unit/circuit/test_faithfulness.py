@@ -1,4 +1,4 @@
-"""Curves: ends to the bit, the middle by hand, intervals against loops."""
+"""Curves: ends to the bit, the middle by hand, intervals by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import mean_image
@@ -21,9 +22,9 @@ from mis_lab.circuit.quadrature import midpoint
 from mis_lab.circuit.running import objective_of_circuits
 from mis_lab.circuit.targets import clean_logits
 from mis_lab.core.errors import DataError, MisLabError
-from mis_lab.core.seeding import generator, numpy_generator
+from mis_lab.core.seeding import generator
 
-CONFIG = CircuitConfig(sizes=5, n_random=2, n_bootstrap=200, min_effect=1e-9)
+CONFIG = CircuitConfig(sizes=5, n_random=2, min_effect=1e-9)
 
 
 def circuit_of(toy, kind: str):
@@ -138,34 +139,55 @@ def some_curve(n_images: int = 5) -> Curve:
     random = np.random.default_rng(0)
     values = np.sort(random.normal(size=(4, n_images)), axis=0)
     values[-1] += 5
-    return Curve("feature", np.array([0, 1, 4, 8]), values, values[None] - 0.1, values[-1] - 1, 300, seed=5)
+    return Curve(
+        "feature", np.array([0, 1, 4, 8]), values, values[None] - 0.1, values[-1] - 1, np.arange(n_images) // 2
+    )
 
 
-def test_interval_is_the_bootstrap_over_images_of_the_ratio_of_means() -> None:
+def test_interval_is_the_jackknife_over_groups_of_the_ratio_of_means() -> None:
     curve = some_curve()
-    counts = numpy_generator(5, "circuit", "bootstrap", "feature").multinomial(5, [0.2] * 5, size=300)
-    found = []
-    for row in counts:
-        drawn = np.repeat(np.arange(5), row)
-        means = curve.values[:, drawn].mean(1)
-        found.append((means - means[0]) / (means[-1] - means[0]))
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(curve.faithfulness.low, low, rtol=1e-10)
-    np.testing.assert_allclose(curve.faithfulness.high, high, rtol=1e-10)
+    without = []
+    for group in range(3):
+        means = curve.values[:, curve.groups_n != group].mean(1)
+        without.append((means - means[0]) / (means[-1] - means[0]))
+    error = np.sqrt(2 / 3 * np.square(np.array(without) - np.mean(without, axis=0)).sum(0))
+    half = student.ppf(0.975, 25 / (4 + 4 + 1) - 1) * error
+    np.testing.assert_allclose(curve.faithfulness.low, curve.faithfulness.estimate - half, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(curve.faithfulness.high, curve.faithfulness.estimate + half, rtol=1e-9, atol=1e-12)
+
+
+def test_images_of_a_group_count_as_one_another() -> None:
+    alone, doubled = some_curve(12), some_curve(12)
+    twice = np.repeat(np.arange(12), 2)
+    doubled = replace(
+        doubled,
+        values=doubled.values[:, twice],
+        random_values=doubled.random_values[:, :, twice],
+        live_values=doubled.live_values[twice],
+        groups_n=doubled.groups_n[twice],
+    )
+    for name in ("faithfulness", "cpr", "cmd", "cmd_log"):
+        np.testing.assert_allclose(getattr(doubled, name), getattr(alone, name), rtol=1e-9, atol=1e-12)
+
+
+def test_a_single_group_has_no_limits() -> None:
+    curve = replace(some_curve(), groups_n=np.zeros(5, dtype=np.int64))
+    assert np.isnan(curve.faithfulness.low).all()
+    assert np.isnan(curve.cmd.high)
+    assert np.isfinite(curve.cmd.estimate)
 
 
 def test_faithfulness_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
     values = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 9.0]])
-    curve = Curve("feature", np.array([0, 1, 2]), values, values[None], values[-1], 10, seed=0)
+    curve = Curve("feature", np.array([0, 1, 2]), values, values[None], values[-1], np.arange(values.shape[1]))
     assert curve.faithfulness.estimate.tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_areas_by_hand() -> None:
     values = np.array([[0.0], [0.5], [1.5], [1.0]])
-    curve = Curve("neuron", np.array([0, 1, 5, 10]), values, values[None] * 0, values[-1], 10, seed=0)
+    curve = Curve("neuron", np.array([0, 1, 5, 10]), values, values[None] * 0, values[-1], np.arange(values.shape[1]))
     assert curve.cpr.estimate == pytest.approx(0.1 * 0.25 + 0.4 * 1.0 + 0.5 * 1.25)
     assert curve.cmd.estimate == pytest.approx(0.1 * 0.75 + 0.4 * 0.5 + 0.5 * 0.25)
-    assert curve.cpr.low <= curve.cpr.estimate <= curve.cpr.high
 
 
 def test_area_intervals_enclose_their_estimates() -> None:
@@ -177,7 +199,7 @@ def test_area_intervals_enclose_their_estimates() -> None:
 def test_on_the_logarithmic_axis_a_decade_counts_as_much_as_any() -> None:
     # Faithfulness 0.2, 0.6, 1 at shares 0.01, 0.1, 1: means of the two decades are 0.4 and 0.8.
     values = np.array([[0.0], [0.2], [0.6], [1.0]])
-    curve = Curve("feature", np.array([0, 1, 10, 100]), values, values[None], values[-1], 10, seed=0)
+    curve = Curve("feature", np.array([0, 1, 10, 100]), values, values[None], values[-1], np.arange(values.shape[1]))
     assert curve.cpr_log.estimate == pytest.approx(0.6)
     assert curve.cmd_log.estimate == pytest.approx(0.4)
     assert curve.cpr.estimate == pytest.approx(0.01 * 0.1 + 0.09 * 0.4 + 0.9 * 0.8)
@@ -185,10 +207,10 @@ def test_on_the_logarithmic_axis_a_decade_counts_as_much_as_any() -> None:
 
 def test_a_circuit_as_good_as_the_network_at_every_size_has_cpr_1_and_cmd_0_on_the_logarithmic_axis() -> None:
     values = np.array([[0.0], [5.0], [5.0], [5.0]])
-    curve = Curve("feature", np.array([0, 1, 3, 100]), values, values[None], values[-1], 10, seed=0)
+    curve = Curve("feature", np.array([0, 1, 3, 100]), values, values[None], values[-1], np.arange(values.shape[1]))
     assert curve.cpr_log.estimate == pytest.approx(1)
     assert curve.cmd_log.estimate == 0
-    single = Curve("feature", np.array([0, 1]), values[:2], values[None, :2], values[1], 10, seed=0)
+    single = Curve("feature", np.array([0, 1]), values[:2], values[None, :2], values[1], np.arange(1))
     assert (single.cpr_log.estimate, single.cmd_log.estimate) == (1, 0)
 
 

@@ -109,7 +109,7 @@ def test_a_curve_ends_at_the_partners_and_at_the_network(make_toy, kind) -> None
     nodes = toy.patched(kind, PARTNERS)
     path = InputPath(torch.zeros(3, 6, 6), midpoint(2))
     found = node_effects(toy.problem, {kind: nodes}, toy.images, toy.targets_n, EffectMethod.ig_inputs, path)
-    config = CircuitConfig(sizes=4, n_random=1, n_bootstrap=50, min_effect=1e-9)
+    config = CircuitConfig(sizes=4, n_random=1, min_effect=1e-9)
     curve = evaluate(toy.problem, nodes, rank(kind, found[kind]), toy.images, toy.targets_n, config, 0)
     assert (curve.faithfulness.estimate[0], curve.faithfulness.estimate[-1]) == (0, 1)
     on_partners = toy.problem.values(toy.all_images[PARTNERS], toy.targets_n)

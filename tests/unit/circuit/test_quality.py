@@ -26,7 +26,9 @@ SIZES = np.array([0, 1, 4])
 
 def curve(values: list[list[float]], random: list[list[list[float]]] | None = None) -> Curve:
     drawn = np.array([values] if random is None else random, dtype=np.float64)
-    return Curve("neuron", SIZES, np.array(values, dtype=np.float64), drawn, np.ones(len(values[0])), 20, 0)
+    return Curve(
+        "neuron", SIZES, np.array(values, dtype=np.float64), drawn, np.ones(len(values[0])), np.arange(len(values[0]))
+    )
 
 
 def test_the_best_of_the_random_circuits_is_the_one_to_beat(stage_config) -> None:

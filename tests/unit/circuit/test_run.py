@@ -180,7 +180,7 @@ def test_it_draws_from_no_global_generator(run) -> None:
     run()
     after_building = torch.get_rng_state()
     torch.manual_seed(0)
-    run(n_random=7, n_bootstrap=9)
+    run(n_random=7)
     assert torch.equal(torch.get_rng_state(), after_building)
     torch.set_rng_state(before)
 
@@ -225,7 +225,7 @@ def test_reading_what_is_not_there_or_too_new(run, tmp_path) -> None:
         CircuitResult.read(tmp_path)
     run().write(tmp_path)
     path = tmp_path / "circuit.json"
-    path.write_text(path.read_text().replace('"version": 2', '"version": 99', 1))
+    path.write_text(path.read_text().replace('"version": 3', '"version": 99', 1))
     with pytest.raises(StoreError, match="version 99"):
         CircuitResult.read(tmp_path)
 

@@ -10,6 +10,8 @@ from scipy.stats import t as student
 from mis_lab.core.intervals import (
     bounded_mean_interval,
     expanded_confidence,
+    jackknife_interval,
+    leave_out_sums,
     mean_interval,
     percentile_interval,
     student_interval,
@@ -187,3 +189,42 @@ def test_the_mean_of_values_few_of_which_are_low_is_covered(n, failing):
     if failing < 0.3:
         plain = mean_interval(values, np.random.default_rng(5), 500)
         assert np.mean((plain.low <= truth) & (truth <= plain.high)) < 0.945
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
+def test_sums_without_a_group_are_sums_of_the_other_images(groups: list[int], seed: int) -> None:
+    groups_n = np.array(groups)
+    values = np.random.default_rng(seed).normal(size=(2, len(groups)))
+    found = leave_out_sums(values, groups_n)
+    expected = [values.sum(1), *(values[:, groups_n != group].sum(1) for group in sorted(set(groups)))]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40).filter(lambda values: np.ptp(values) > 1e-6))
+def test_the_jackknife_of_a_mean_of_single_images_is_students(values: list[float]) -> None:
+    groups_n = np.arange(len(values))
+    counts = leave_out_sums(np.ones(len(values)), groups_n)
+    found = jackknife_interval(leave_out_sums(np.array(values), groups_n) / counts, groups_n)
+    expected = student_interval(np.array(values))
+    assert tuple(map(float, found)) == pytest.approx(tuple(map(float, expected)), rel=1e-6, abs=1e-6)
+
+
+def test_the_jackknife_of_equal_groups_is_students_of_their_means() -> None:
+    values, groups_n = np.random.default_rng(0).normal(size=24), np.repeat(np.arange(6), 4)
+    counts = leave_out_sums(np.ones(24), groups_n)
+    found = jackknife_interval(leave_out_sums(values, groups_n) / counts, groups_n)
+    assert tuple(map(float, found)) == pytest.approx(tuple(student_interval(values.reshape(6, 4).mean(1))))
+
+
+@pytest.mark.parametrize("groups", [[0, 0, 0], [0] * 9 + [1]])
+def test_a_group_that_is_nearly_all_leaves_no_limits(groups: list[int]) -> None:
+    groups_n = np.array(groups)
+    found = jackknife_interval(leave_out_sums(np.arange(len(groups), dtype=float), groups_n), groups_n)
+    assert np.isfinite(found.estimate)
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_an_estimate_that_is_none_without_a_group_has_no_limits() -> None:
+    found = jackknife_interval(np.array([[1.0, 1.0], [np.inf, 0.5], [1.0, 1.5]]), np.arange(2))
+    assert np.isnan([found.low[0], found.high[0]]).all()
+    assert found.low[1] < 1 < found.high[1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mis_lab.core.seeding import generator
-from mis_lab.dataset.splits import _quotas, held_out_groups, spread
+from mis_lab.dataset.splits import _quotas, group_codes, held_out_groups, spread
 
 GROUPS = st.lists(st.sampled_from("abcdefghij"), max_size=60)
 
@@ -100,3 +100,7 @@ def test_different_seeds_spread_differently():
 def test_images_that_are_their_own_groups_are_not_taken_from_the_front():
     chosen = spread([f"image {number}" for number in range(1000)], 100)
     assert sum(index < 500 for index in chosen) == pytest.approx(50, abs=20)
+
+
+def test_group_codes_follow_the_names():
+    assert group_codes(["b", "a", "c", "a"]).tolist() == [1, 0, 2, 0]

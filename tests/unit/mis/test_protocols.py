@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.dataset.splits import group_codes
 from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
 from mis_lab.mis.protocols.layout import layouts
 from mis_lab.mis.protocols.within_class import image_classes
 from mis_lab.mis.score import margins, outcomes
-from mis_lab.mis.tasks import draw_tasks, group_codes, pool_needs
+from mis_lab.mis.tasks import draw_tasks, pool_needs
 from mis_lab.mis.units import UnitStatus
 
 PRESETS = Path(__file__).parents[3] / "conf" / "mis"

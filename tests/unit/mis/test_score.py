@@ -8,9 +8,10 @@ from scipy.stats import binomtest, bootstrap
 
 from mis_lab.core.errors import DataError
 from mis_lab.core.intervals import expanded_confidence
+from mis_lab.dataset.splits import group_codes
 from mis_lab.mis.config import MisConfig, Negatives, Protocol, Query
 from mis_lab.mis.score import margins, measure_temperature, outcomes, random_tasks, score
-from mis_lab.mis.tasks import Tasks, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.tasks import Tasks, draw_tasks, pool_needs
 from mis_lab.mis.units import UnitStatus
 
 DRAWS = pytest.mark.parametrize("draw", ["q25", "q05", "extreme"])

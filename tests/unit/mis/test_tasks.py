@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mis_lab.core.errors import DataError
+from mis_lab.dataset.splits import group_codes
 from mis_lab.mis.config import MisConfig, NegativeQuery, Negatives, Protocol, Query
 from mis_lab.mis.protocols.bins import deal_bins
 from mis_lab.mis.protocols.within_class import image_classes
-from mis_lab.mis.tasks import Tasks, assemble, draw_tasks, group_codes, pool_needs
+from mis_lab.mis.tasks import Tasks, assemble, draw_tasks, pool_needs
 from mis_lab.mis.units import UnitStatus
 
 EVERYWHERE = (Negatives.bottom, Negatives.random)
@@ -430,7 +431,3 @@ def test_too_few_images_for_any_unit(config, n_images):
     with pytest.raises(DataError, match=f"{n_images} images are too few.*lower"):
         pool_needs(config, n_images)
     assert pool_needs(config, n_images + 1).size >= 10
-
-
-def test_group_codes_follow_the_names():
-    assert group_codes(["b", "a", "c", "a"]).tolist() == [1, 0, 2, 0]

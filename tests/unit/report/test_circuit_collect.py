@@ -46,7 +46,7 @@ def result() -> CircuitResult:
             kind, dict.fromkeys(SITES, 5), kind == "feature", site, feature, effect, effect.abs() / 10, feature.abs()
         )
         sizes, values = np.array([0, 2, 5]), np.linspace(0, 1, 9).reshape(3, 3)
-        curve = Curve(kind, sizes, values, values[None], values[2], n_bootstrap=50, seed=0)
+        curve = Curve(kind, sizes, values, values[None], values[2], np.arange(values.shape[1]))
         whole = np.array([1.0, 2.0, 3.0])
         few = circuit.top(N_SHOWN)
         without = np.stack([whole - 0.5, whole, whole + 0.004, whole - 0.1])
@@ -56,7 +56,7 @@ def result() -> CircuitResult:
             circuit, tuple(SiteSummary(path, 5, 3, 1.0, 1.1, 0.1, 0.2) for path in SITES), curve,
             torch.ones(N_SHOWN, 3),
             edges=edges() if kind == "feature" else None,
-            complement=ComplementCurve(kind, sizes, values[::-1], 50, 0),
+            complement=ComplementCurve(kind, sizes, values[::-1], np.arange(values.shape[1])),
             minimality=Minimality(few, whole, without, moved=-2.0),
             others={"by_change": curve},
             activity={"a": beside},
