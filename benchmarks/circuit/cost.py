@@ -84,11 +84,12 @@ FULL, SMALL = Size(64, 16, 8, 8192, 100, 224), Size(4, 2, 2, 256, 10, 64)
 
 
 class Part(NamedTuple):
-    """What a part of the work took."""
+    """What a part of the work took, and the peak resident set of the process by its end."""
 
     what: str
     tflop: float
     seconds: Seconds
+    gigabytes: float
 
 
 def images_of(size: Size) -> Tensor:
@@ -142,7 +143,7 @@ class Work:
         found: list[T] = []
         with FlopCounterMode(display=False) as flops:
             seconds = timed(lambda: found.append(work()))
-        self.parts.append(Part(what, self.size.part * flops.get_total_flops() / 1e12, seconds))
+        self.parts.append(Part(what, self.size.part * flops.get_total_flops() / 1e12, seconds, _peak_gigabytes()))
         return found[0]
 
     def baseline(self) -> NodeSet:
@@ -189,15 +190,22 @@ def measure(size: Size) -> list[Gate]:
         rows.append([told, found.method.name, found.n_vjps, size.n_passes, n_places, f"{fewer:.0f}"])
         if grid == SAVED_GRID:
             gates.append(Gate(f"times fewer passes into {grid[0]}×{grid[1]}", fewer, ">=", LEAST_SAVED))
-    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    gigabytes = _peak_gigabytes()
     total = sum(part.tflop for part in work.parts)
     told = f"{size.n_images} images, {size.n_edge_images} for edges (one in {size.part} worked on)"
     tell(f"\nresnet50 at {size.pixels} px, {told}; {size.n_features} features and {size.n_nodes} nodes a stage\n")
-    columns = ["part", "TFLOP", "CPU s", "wall s"]
-    parts = [[part.what, f"{part.tflop:.3f}", *(f"{s:.0f}" for s in part.seconds)] for part in work.parts]
-    tell(table(columns, [*parts, ["together", f"{total:.3f}", *_sums(work.parts)]]) + "\n")
+    columns = ["part", "TFLOP", "CPU s", "wall s", "peak GB by then"]
+    parts = [
+        [part.what, f"{part.tflop:.3f}", *(f"{s:.0f}" for s in part.seconds), f"{part.gigabytes:.2f}"]
+        for part in work.parts
+    ]
+    tell(table(columns, [*parts, ["together", f"{total:.3f}", *_sums(work.parts), f"{gigabytes:.2f}"]]) + "\n")
     tell(table(["edges", "by", "VJPs", "at most", "one a place", "times fewer"], rows) + "\n")
     return [Gate("TFLOP", total, "<=", MOST_TFLOP), Gate("peak resident set, GB", gigabytes, "<=", MOST_GB), *gates]
+
+
+def _peak_gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def _sums(parts: list[Part]) -> list[str]:

@@ -17,7 +17,7 @@ other, and runs between the two sites alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -213,8 +213,7 @@ class _Work:
 
     def at_the_image(self, batch: _Batch, gradients: Gradients) -> Iterator[_Point]:
         """The image itself."""
-        found = gradients(self.problem, batch.images_bchw, batch.targets_b)
-        yield _Point(batch.start.source_bpd, found[self.link.target.path], 1.0)
+        yield _Point(batch.start.source_bpd, self._at_target(batch, gradients), 1.0)
 
     def along(self, batch: _Batch, path: Rule) -> Iterator[_Point]:
         """Points from the source's baseline to the image, with the objective's gradient there."""
@@ -223,6 +222,11 @@ class _Work:
         for alpha, weight in zip(*path, strict=True):
             point_bpd = torch.lerp(state.expand_as(x_bpd), x_bpd, alpha)
             yield _Point(point_bpd, self._gradient(batch, point_bpd), weight)
+
+    def _at_target(self, batch: _Batch, gradients: Gradients) -> Tensor:
+        """The gradient at the target alone: no graph is kept of what stands before it."""
+        problem = replace(self.problem, sites=(self.link.target,))
+        return gradients(problem, batch.images_bchw, batch.targets_b)[self.link.target.path]
 
     def _gradient(self, batch: _Batch, source_bpd: Tensor) -> Tensor:
         """∂(Σ_b m_b)/∂y at the target, the source at these vectors."""
@@ -262,7 +266,7 @@ class _Work:
 
     def exact(self, batch: _Batch, gradients: Gradients, n_at_once: int) -> _BatchEdges:
         """What is lost downstream with each upstream node ablated at all positions."""
-        gradient_bpd = gradients(self.problem, batch.images_bchw, batch.targets_b)[self.link.target.path]
+        gradient_bpd = self._at_target(batch, gradients)
         segment, start, n_images = batch.segment, batch.start, len(batch.images_bchw)
         source = SourceEnd(batch.nodes[self.link.source.path], start.source_bpd, self.sources)
         target = TargetEnd(batch.nodes[self.link.target.path], start.target_bpd, gradient_bpd, self.targets)
