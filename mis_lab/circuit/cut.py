@@ -1,8 +1,8 @@
-"""Checks before any circuit: that splicing leaves the network as it is, and that sites carry all that follows.
+"""Checks before any circuit: splices leave the network as it is, SAEs fit their sites, sites carry all that follows.
 
 A site is a *cut set* when every way from the image to the output leads through it: its vectors then decide the
-output, and what its nodes do adds up to what ablating it whole does. Both checks are measured on images, so they
-hold for any network.
+output, and what its nodes do adds up to what ablating it whole does. All checks are measured on images, so they
+hold for any network and any SAE.
 """
 
 # B images of a batch  P positions  D site width
@@ -10,6 +10,7 @@ hold for any network.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from torch import Tensor
 from mis_lab.circuit.config import Topology
 from mis_lab.circuit.objectives import Images, Problem, with_targets
 from mis_lab.core.errors import ConfigError, DataError
+from mis_lab.model.capture import Capture
 from mis_lab.model.intervene import Replacement
+from mis_lab.sae.base import Sae
 
 CUT_TOLERANCE = 1e-4
 logger = logging.getLogger(__name__)
@@ -53,6 +56,38 @@ def check_splice(problem: Problem, images_bchw: Tensor) -> None:
                     fix="A module that works in place changes what the site shares: set inplace=False on it, "
                     "or choose the module before.",
                 )
+
+
+def check_saes(problem: Problem, saes: Mapping[str, Sae], images_bchw: Tensor) -> dict[str, float]:
+    """What share of each site's variance its SAE misses; one that misses all of it is told in a warning.
+
+    Widths of sites are often equal, so that an SAE of another site, or of another network, fits: its reconstruction is
+    then further from the vectors than their mean is.
+
+    Args:
+        saes: site path → SAE.
+
+    Returns:
+        Site path → Σ‖x − x̂‖² / Σ‖x − x̄‖² over images and positions; NaN where all vectors are equal.
+    """
+    missed = {}
+    with Capture(problem.model, problem.sites) as capture, torch.inference_mode():
+        for path, x_bpd in capture.run(images_bchw).items():
+            if path not in saes:
+                continue
+            x_nd = x_bpd.flatten(0, 1)
+            squares = _squares(x_nd - saes[path](x_nd).reconstruction)
+            spread = _squares(x_nd - x_nd.mean(0))
+            missed[path] = squares / spread if spread > 0 else float("nan")
+            logger.info("the SAE of site %s misses %.3g %% of the variance there", path, 100 * missed[path])
+            if missed[path] >= 1:
+                logger.warning(
+                    "the SAE of site %s misses %.3g %% of the variance, more than the mean vector would: "
+                    "is it an SAE of another site or network?",
+                    path,
+                    100 * missed[path],
+                )
+    return missed
 
 
 def check_cut(
@@ -123,5 +158,5 @@ def _instead(vectors_bpd: Tensor) -> Replacement:
     return lambda x_bpd: vectors_bpd.clone()
 
 
-def _squares(values_b: Tensor) -> float:
-    return float(values_b.cpu().double().square().sum())
+def _squares(values: Tensor) -> float:
+    return float(values.cpu().double().square().sum())

@@ -247,6 +247,7 @@ class CircuitResult:
         mean_image: (C, H, W) float64, mean of the discovery images as the network gets them: where
             ``ig_inputs`` starts.
         passes_by: site path → share of the objective's change that passes by the site; about 0 for cut sets.
+        missed_by_sae: site path → share of the variance on a few discovery images that its SAE misses.
         settings: the options, for reading along.
     """
 
@@ -259,6 +260,7 @@ class CircuitResult:
     mean_image: Tensor
     settings: Mapping[str, Any]
     passes_by: Mapping[str, float] = field(default_factory=dict)
+    missed_by_sae: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def kinds(self) -> dict[str, KindResult]:
@@ -286,6 +288,7 @@ class CircuitResult:
                 "version": VERSION,
                 "settings": dict(self.settings),
                 "passes_by": dict(self.passes_by),
+                "missed_by_sae": dict(self.missed_by_sae),
                 "discovery_ids": list(self.discovery_ids),
                 "evaluation_ids": list(self.evaluation_ids),
                 "kinds": {kind: result._told() for kind, result in self.kinds.items()},
@@ -317,5 +320,6 @@ class CircuitResult:
             evaluation_ids=tuple(told["evaluation_ids"]),
             settings=told["settings"],
             passes_by=told["passes_by"],
+            missed_by_sae=told["missed_by_sae"],
             **tensors,
         )

@@ -16,7 +16,7 @@ from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import ERROR, Circuit, rank
 from mis_lab.circuit.comparisons import cmd_difference
 from mis_lab.circuit.config import CircuitConfig
-from mis_lab.circuit.cut import check_cut, check_splice
+from mis_lab.circuit.cut import check_cut, check_saes, check_splice
 from mis_lab.circuit.dictionaries import Neurons, NodeDictionary, SaeFeatures
 from mis_lab.circuit.effects import SiteEffects, node_effects
 from mis_lab.circuit.images import ChosenImages, ImageSet, check_apart, choose
@@ -74,7 +74,7 @@ def discover_and_evaluate(
     found_on = choose(model, dataset, discovery, config.n_discovery, config, names)
     tested_on = choose(model, dataset, evaluation, config.n_evaluation, config, names)
     dictionaries = _dictionaries(model, sites, saes)
-    passes_by = _check(problem, found_on, tested_on, config)
+    passes_by, missed_by_sae = _check(problem, saes, found_on, tested_on, config)
 
     states = States.of(problem, dictionaries, found_on, tested_on, config, seed)
     path = InputPath(mean_image(found_on.images), RULES[config.quadrature](config.n_steps))
@@ -94,6 +94,7 @@ def discover_and_evaluate(
         mean_image=path.start,
         settings=plain(config),
         passes_by=passes_by,
+        missed_by_sae=missed_by_sae,
     )
 
 
@@ -186,12 +187,17 @@ class _Stage:
             self.log({f"{kind}/{name}": float(column[place]) for name, column in columns.items()}, size)
 
 
-def _check(problem: Problem, found_on: ImageSet, tested_on: ImageSet, config: CircuitConfig) -> dict[str, float]:
-    """Try the splice and the sites on a few images, each with one of the other set as its partner."""
+def _check(
+    problem: Problem, saes: Mapping[str, Sae], found_on: ImageSet, tested_on: ImageSet, config: CircuitConfig
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Try splice, SAEs and sites on a few images, each with one of the other set as its partner: what passes by each
+    site, and what its SAE misses."""
     n_checked = min(N_CHECKED, len(found_on), len(tested_on))
     images, partners = (_first(some.images, n_checked) for some in (found_on, tested_on))
     check_splice(problem, images)
-    return check_cut(problem, [images], [partners], found_on.rows_n[:n_checked], config.topology)
+    missed_by_sae = check_saes(problem, saes, images)
+    passes_by = check_cut(problem, [images], [partners], found_on.rows_n[:n_checked], config.topology)
+    return passes_by, missed_by_sae
 
 
 def _first(images: ChosenImages, n_images: int) -> Tensor:

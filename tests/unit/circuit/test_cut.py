@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mis_lab.circuit.config import Objective, Topology
-from mis_lab.circuit.cut import check_cut, check_splice
+from mis_lab.circuit.cut import check_cut, check_saes, check_splice
 from mis_lab.circuit.objectives import OBJECTIVES, Problem, kl
 from mis_lab.circuit.targets import clean_logits
 from mis_lab.core.errors import ConfigError, DataError
@@ -101,6 +101,33 @@ def test_partners_equal_to_their_images_leave_it_open(make_toy) -> None:
 def test_splicing_the_toys_leaves_them_as_they_are(make_toy, network) -> None:
     toy = make_toy(network, dtype=torch.float32)
     check_splice(toy.problem, toy.images[0])
+
+
+@pytest.mark.parametrize("network", ["relu", "tokens"])
+def test_what_an_sae_misses_is_a_share_of_the_variance(make_toy, network, caplog) -> None:
+    toy = make_toy(network)
+    found = check_saes(toy.problem, toy.saes, toy.all_images)
+    for path, x_bpd in toy.clean()[1].items():
+        x_nd = x_bpd.flatten(0, 1)
+        missed = (x_nd - toy.saes[path](x_nd).reconstruction).square().sum() / (x_nd - x_nd.mean(0)).square().sum()
+        assert found[path] == pytest.approx(float(missed), rel=1e-9)
+    assert check_saes(toy.problem, {}, toy.all_images) == {}
+
+
+def test_an_sae_of_other_vectors_of_the_same_width_is_told(make_toy, make_sae, caplog) -> None:
+    toy = make_toy("tokens")
+    vectors = toy.clean()[1]
+    first, last = (site.path for site in toy.problem.sites)
+    spread = vectors[first].flatten(0, 1).std(0).norm()
+    saes = {first: make_sae("relu", vectors[first] + spread), last: make_sae("relu", vectors[last])}
+    for sae in saes.values():  # near the mean of their own vectors, on the side of each vector
+        sae.W_dec.mul_(0.1)
+    with caplog.at_level(logging.WARNING):
+        found = check_saes(toy.problem, saes, toy.all_images)
+    assert found[last] < 1 < found[first]
+    assert [record.args[0] for record in caplog.records] == [first]
+    assert f"misses {100 * found[first]:.3g} % of the variance" in caplog.text
+    assert "another site or network" in caplog.text
 
 
 def test_a_module_that_writes_into_what_the_site_shares_is_told(as_model) -> None:
