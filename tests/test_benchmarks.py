@@ -411,6 +411,29 @@ def test_quality_compares_every_order(circuit: Callable[[str], Any], capsys: pyt
     ]
 
 
+def test_simulated_circuits_keep_what_they_should_on_average(circuit: Callable[[str], Any]) -> None:
+    calibration, random = circuit("calibration"), np.random.default_rng(0)
+    for case in (calibration.Case(2000, 4000, 0.3, True), calibration.Case(2000, 6000, 0.3, False)):
+        curve, _ = calibration.draw(case, random)
+        np.testing.assert_allclose(curve.faithfulness.estimate, calibration.FAITHFULNESS, atol=0.01)
+        assert curve.values[:, curve.groups_n == 0].shape[1] >= 1
+        assert (np.bincount(curve.groups_n) == 2).all() == case.equal
+
+
+def test_calibration_of_circuits_counts_intervals_that_hold_the_truth(
+    circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = circuit("calibration")
+    gates = calibration.main(["--simulations", "4"])
+    assert len(gates) == sum(case.n_groups >= 5 for case in calibration.CASES)
+    assert "| 5 photographs of 48 images, unequal, spread 0.8 |" in capsys.readouterr().out
+    single = calibration.coverage(calibration.Case(48, 48, 0.3, True), 30, 0)
+    assert np.array_equal(single.over_groups, single.over_images), "each image is its own photograph"
+    alike = calibration.coverage(calibration.Case(5, 48, 0.8, True), 100, 0)
+    assert (alike.over_images < 0.8).all()
+    assert (alike.over_groups > 0.85).all()
+
+
 def test_quality_resamples_pairs_seeds_and_images_alike_for_all_orders(circuit: Callable[[str], Any]) -> None:
     from mis_lab.circuit.faithfulness import Curve
 

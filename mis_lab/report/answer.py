@@ -214,9 +214,12 @@ def _circuit(data: ReportData) -> Markup | None:
         if curve is not None and curve is not main:
             rivals.append(f"as many {words} {percent(float(curve.at(size)[1].estimate))}")
     left = data.circuit_details.completeness_at(main.kind, size)
+    word = data.dataset.group_word
+    limits = f"too few {word}s for an interval"
+    if np.isfinite([value.low, value.high]).all():
+        limits = f"95 % interval over {word}s {percent(float(value.low))} to {percent(float(value.high))}"
     text = Markup(
-        "<em>Circuit:</em> {} of {} live nodes keep <strong>{}</strong> of {} on {} of {} it was not found on (95 % "
-        "interval {} to {}){}{}."
+        "<em>Circuit:</em> {} of {} live nodes keep <strong>{}</strong> of {} on {} of {} it was not found on ({}){}{}."
     )
     return text.format(
         count(size),
@@ -224,9 +227,8 @@ def _circuit(data: ReportData) -> Markup | None:
         percent(float(value.estimate)),
         circuit.objective,
         plural(circuit.n_evaluation, "image"),
-        plural(circuit.n_evaluation_groups, data.dataset.group_word),
-        percent(float(value.low)),
-        percent(float(value.high)),
+        plural(circuit.n_evaluation_groups, word),
+        limits,
         "; " + listed(rivals) if rivals else "",
         f"; without them {percent(left[1])} is left" if left is not None else "",
     )

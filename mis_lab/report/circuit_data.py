@@ -43,7 +43,7 @@ class CompletenessCurve:
 
     Attributes:
         n_nodes: (S,) ascending; 0 and all live nodes are by construction.
-        completeness, low, high: (S,) with 95 % interval over images.
+        completeness, low, high: (S,) with 95 % interval over groups of images.
     """
 
     kind: str

@@ -297,7 +297,8 @@ class FaithfulnessCurve:
         kind: ``feature`` or ``neuron``.
         selection: ``effect``: the largest effects first; ``random``; or the name of another order or circuit.
         n_nodes: (S,) ascending; the last is every live node.
-        faithfulness, low, high: (S,) with 95 % interval over images; for random ones, lowest and highest draw.
+        faithfulness, low, high: (S,) with 95 % interval over groups of images; for random ones, the lowest and
+            the highest draw.
         cpr, cmd: areas under and away from the curve, None where not computed.
         live_only: faithfulness with all live nodes and no other.
     """

@@ -15,7 +15,7 @@ from mis_lab.core.files import write_text
 from mis_lab.core.intervals import Interval
 from mis_lab.report.charts import Scale, Svg, standalone, stepped
 from mis_lab.report.data import ComparisonRow, FaithfulnessCurve, KindScores, ReportData, SiteSae
-from mis_lab.report.wording import KINDS, MEASURES, NEGATIVES, count, fixed, interval, named, number
+from mis_lab.report.wording import KINDS, MEASURES, NEGATIVES, count, fixed, interval, named, number, plural
 
 KIND_ORDER = ("feature", "neuron", "sparse_neuron", "random_direction", "permuted")
 SCORE_BIN = 0.025  # half the step of the hard score at 20 tasks, so that bars are not an accident of rounding
@@ -172,13 +172,14 @@ def faithfulness(curves: Sequence[FaithfulnessCurve], n_shown: int | None = None
             )
         )
         css = f"{kind_class(curve.kind)} {selection_class(curve.selection)}"
-        band = [(x(n), clipped(low)) for n, _, low, _ in rows] + [
-            (x(n), clipped(high)) for n, _, _, high in reversed(rows)
-        ]
-        svg.path(band, f"band {css}", closed=True)
+        known = [(x(n), clipped(low), clipped(high)) for n, _, low, high in rows if np.isfinite(low + high)]
+        band = [(at, low) for at, low, _ in known] + [(at, high) for at, _, high in reversed(known)]
+        if band:
+            svg.path(band, f"band {css}", closed=True)
         svg.path([(x(n), clipped(value)) for n, value, _, _ in rows], f"curve {css}")
         for n, value, low, high in rows:
-            hint = f"{curve_name(curve)}: {count(int(n))} nodes, {fixed(value)} [{fixed(low)}, {fixed(high)}]"
+            limits = interval(Interval(value, low, high))
+            hint = f"{curve_name(curve)}: {plural(int(n), 'node')}, {fixed(value)} {limits}"
             svg.add("circle", f"dot {css}", hint=hint, cx=x(n), cy=clipped(value), r=3.2)
     svg.axis_label((left + width - 20) / 2, height - 8, "n_nodes")
     return svg.render()

@@ -113,8 +113,14 @@ def test_the_circuit_is_told_with_its_rivals(data):
     assert "as many random feature nodes 1\u202f%" in text
     left = data.circuit_details.completeness_at("feature", size)[1]
     assert f"without them {100 * left:.0f}\u202f% is left" in text
+    limits = " to ".join(f"{100 * limit:.0f}\u202f%" for limit in (value.low, value.high))
+    assert f"(95 % interval over scenes {limits})" in text
     neurons = dataclasses.replace(data, faithfulness=[curve for curve in data.faithfulness if curve.kind == "neuron"])
     assert "as many neurons" not in " ".join(answer.sentences(neurons))
+    bare = [dataclasses.replace(one, low=one.low * np.nan, high=one.high * np.nan) for one in data.faithfulness]
+    assert "(too few scenes for an interval)" in " ".join(
+        answer.sentences(dataclasses.replace(data, faithfulness=bare))
+    )
 
 
 def test_names_from_the_run_are_escaped_in_sentences(data):

@@ -35,6 +35,18 @@ def test_completeness_falls_from_left_to_right_on_a_log_axis():
     assert float(pictured["x1"]) == pytest.approx(x[1], abs=0.01)
 
 
+def test_curves_without_limits_have_no_band():
+    n, none = np.array([0, 1, 10]), np.full(3, np.nan)
+    left = np.array([1.0, 0.4, 0.0])
+    for svg in (
+        circuit_figures.completeness([CompletenessCurve("feature", n, left, none, none)]),
+        circuit_figures.distance([FaithfulnessCurve("feature", "effect", n, left, none, none)]),
+    ):
+        assert not elements(svg, "path", "band")
+        assert len(elements(svg, "circle", "dot")) >= 2
+        assert "nan" not in svg
+
+
 def test_distance_from_the_whole_network_is_the_same_on_either_side():
     n, f = np.array([0, 1, 10, 100]), np.array([0.0, 0.6, 1.4, 1.0])
     svg = circuit_figures.distance([FaithfulnessCurve("feature", "effect", n, f, f - 0.1, f + 0.1)])

@@ -120,6 +120,15 @@ def test_faithfulness_leaves_out_size_0_and_keeps_wild_values_on_the_page():
     assert float(elements(svg, "line", "chance")[0]["x1"]) == pytest.approx(x[1], abs=0.01)
 
 
+def test_without_limits_there_is_a_line_and_no_band():
+    bare = dataclasses.replace(curve([0, 0.2, 0.6, 1]), low=np.full(4, np.nan), high=np.full(4, np.nan))
+    svg = figures.faithfulness([bare, curve([0, 0, 0.1, 1], "neuron")])
+    assert len(elements(svg, "path", "band")) == 1
+    assert "NaN" not in svg
+    assert "nan" not in svg
+    assert elements(svg, "circle", "dot")[1]["hint"] == "SAE features, by effect: 10 nodes, 0.60 –"
+
+
 def test_a_glyph_grows_in_area_with_the_effect_and_shows_its_sign():
     small, large = (
         float(elements(figures.node_glyph("feature", effect, 1.0), "circle", "node")[0]["r"]) for effect in (0.25, 1.0)
