@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mis_lab.sae.evaluate import evaluate_reconstruction
 
@@ -387,6 +388,17 @@ def test_auroc_counts_pairs_in_the_right_order(circuit: Callable[[str], Any]) ->
 
 
 @pytest.mark.slow
+def test_the_counter_of_flops_counts_as_torchs(circuit: Callable[[str], Any]) -> None:
+    cost = circuit("cost")
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 5))
+    counted = []
+    for counter in (cost.Flops(), FlopCounterMode(display=False)):
+        with counter:
+            layers(torch.randn(2, 3, 8, 8)).sum().backward()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
+
+
 def test_cost_counts_a_small_circuit(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
     cost = circuit("cost")
     gates = {gate.what: gate for gate in cost.main(["--small"])}

@@ -18,6 +18,7 @@ from mis_lab.mis.unit_scores import UnitScores
 from mis_lab.report.circuit_data import (
     CircuitDetails,
     CircuitEdge,
+    CmdDifference,
     CompletenessCurve,
     Need,
     RankedNodes,
@@ -86,6 +87,11 @@ def circuit_details(result: CircuitResult, scores: Scores) -> CircuitDetails:
         ],
         need=Need(shown.minimality.median, shown.minimality.needless(), NEEDLESS) if shown.minimality else None,
         agreement=[(kind, of_kind.agreement) for kind, of_kind in result.kinds.items() if of_kind.agreement],
+        cmd_differences=[
+            CmdDifference(kind, other, difference)
+            for kind, of_kind in result.kinds.items()
+            for other, difference in of_kind.cmd_differences.items()
+        ],
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mis_lab.circuit.agreement import ExactAgreement
+from mis_lab.core.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,19 @@ class SiteActivity:
 
 
 @dataclass(frozen=True)
+class CmdDifference:
+    """CMD of a kind's circuits minus that of `other` on the same images: below 0 where they are closer to the network.
+
+    `other`: ``neuron``, ``by_change``, ``best_random``, ``class NAME``; or ``class A against class B``, where A's
+    circuit stands for the kind's.
+    """
+
+    kind: str
+    other: str
+    difference: Interval
+
+
+@dataclass(frozen=True)
 class CircuitDetails:
     """Everything of this module; what was not computed is empty.
 
@@ -111,6 +125,7 @@ class CircuitDetails:
     activity: Sequence[SiteActivity] = ()
     need: Need | None = None
     agreement: Sequence[tuple[str, ExactAgreement]] = ()
+    cmd_differences: Sequence[CmdDifference] = ()
 
     def completeness_at(self, kind: str, n_nodes: int) -> tuple[int, float] | None:
         """The evaluated size nearest to `n_nodes` (in ratio) among those above 0, and its completeness."""

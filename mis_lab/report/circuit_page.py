@@ -77,6 +77,9 @@ def circuit_page(data: ReportData, shown: Shown, sprites: SpriteSheet) -> dict[s
         ],
         "live_only": _live_only(curves),
         "curve_table": circuit_tables.curve_table(curves, details, n_shown) if curves and n_shown else None,
+        "difference_table": circuit_tables.difference_table(details.cmd_differences)
+        if details.cmd_differences
+        else None,
         "completeness_chart": circuit_figures.completeness(details.completeness, n_shown)
         if details.completeness
         else None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mis_lab.circuit.agreement import ExactAgreement
-from mis_lab.report.circuit_data import CircuitDetails, SiteActivity
+from mis_lab.report.circuit_data import CircuitDetails, CmdDifference, SiteActivity
 from mis_lab.report.data import CircuitView, FaithfulnessCurve
 from mis_lab.report.figures import curve_name, kind_class
 from mis_lab.report.tables import Cell, Column, Table, interval_cell, kind_cell, number_cell, word_cell
-from mis_lab.report.wording import count, fixed, percent
+from mis_lab.report.wording import KINDS, count, fixed, percent
+
+OTHERS = {"by_change": "ordered by change", "best_random": "the best random one"}
 
 
 def circuit_site_table(circuit: CircuitView) -> Table:
@@ -55,6 +57,18 @@ def curve_table(curves: Sequence[FaithfulnessCurve], details: CircuitDetails, n_
     if with_areas:
         columns += [Column("cpr"), Column("cmd")]
     return Table("table-curves", "Circuits about as large as the pictured one", columns, rows)
+
+
+def difference_table(differences: Sequence[CmdDifference]) -> Table:
+    """How much closer to the network circuits are than others of the same size, over all sizes."""
+    rows = []
+    for one in differences:
+        low, high = float(one.difference.low), float(one.difference.high)
+        verdict = "closer" if high < 0 else "farther" if low > 0 else "unclear"
+        other = kind_cell(one.other) if one.other in KINDS else word_cell(OTHERS.get(one.other, one.other))
+        rows.append([kind_cell(one.kind), other, interval_cell(one.difference, signed=True), word_cell(verdict)])
+    columns = [Column(label="Circuits"), Column(label="Beside"), Column("cmd_difference"), Column(label="They are")]
+    return Table("table-cmd", "Are they closer to the network, over all sizes?", columns, rows)
 
 
 def agreement_table(agreement: Sequence[tuple[str, ExactAgreement]]) -> Table:

@@ -29,6 +29,7 @@ from mis_lab.report.about import ArtifactRef, DatasetSummary, ModelSummary, RunS
 from mis_lab.report.circuit_data import (
     CircuitDetails,
     CircuitEdge,
+    CmdDifference,
     CompletenessCurve,
     Need,
     RankedNodes,
@@ -301,6 +302,12 @@ def circuit_details(random: np.random.Generator, nodes: Sequence[CircuitNode]) -
         activity=activity,
         need=Need(0.012, 0.4, 0.01),
         agreement=[("feature", ExactAgreement(compared, 20, estimated, exact, signed=True))],
+        cmd_differences=[
+            CmdDifference("feature", "best_random", interval(-0.6, 0.05)),
+            CmdDifference("feature", "by_change", interval(-0.01, 0.05)),
+            CmdDifference("feature", "neuron", interval(-0.08, 0.04)),
+            CmdDifference("neuron", "by_change", interval(0.2, 0.05)),
+        ],
     )
 
 

@@ -59,6 +59,7 @@ def result() -> CircuitResult:
             complement=ComplementCurve(kind, sizes, values[::-1], np.arange(values.shape[1])),
             minimality=Minimality(few, whole, without, moved=-2.0),
             others={"by_change": curve},
+            cmd_differences={"by_change": Interval(0.0, -0.1, 0.1)},
             activity={"a": beside},
         )  # fmt: skip
 
@@ -79,6 +80,14 @@ def scores() -> dict:
 
 
 DATASET = SimpleNamespace(ids=["x", "y", "z"], groups=["one", "two", "three"])
+
+
+def test_differences_come_with_their_kind(result, scores):
+    found = circuit_details(result, scores).cmd_differences
+    assert [(one.kind, one.other, one.difference.high) for one in found] == [
+        ("feature", "by_change", 0.1),
+        ("neuron", "by_change", 0.1),
+    ]
 
 
 def test_nodes_come_with_score_need_and_images(result, scores):

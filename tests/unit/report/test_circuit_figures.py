@@ -9,8 +9,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from mis_lab.core.intervals import Interval
 from mis_lab.report import circuit_figures, circuit_files, circuit_tables
-from mis_lab.report.circuit_data import CircuitDetails, CompletenessCurve
+from mis_lab.report.circuit_data import CircuitDetails, CmdDifference, CompletenessCurve
 from mis_lab.report.data import FaithfulnessCurve
 from mis_lab.report.glossary import GLOSSARY
 from mis_lab.report.wording import percent
@@ -33,6 +34,23 @@ def test_completeness_falls_from_left_to_right_on_a_log_axis():
     assert (y[1] - y[0]) / (y[2] - y[1]) == pytest.approx(0.5 / 0.3, abs=0.02)
     (pictured,) = elements(svg, "line", "chance")
     assert float(pictured["x1"]) == pytest.approx(x[1], abs=0.01)
+
+
+def test_circuits_are_closer_farther_or_unclear_as_the_interval_says(data):
+    differences = [
+        CmdDifference("feature", "best_random", Interval(-0.2, -0.3, -0.1)),
+        CmdDifference("feature", "by_change", Interval(0.01, -0.1, 0.1)),
+        CmdDifference("feature", "neuron", Interval(0.2, 0.1, 0.3)),
+        CmdDifference("neuron", "class a against class b", Interval(-0.2, np.nan, np.nan)),
+    ]
+    table = circuit_tables.difference_table(differences)
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["SAE features", "the best random one", "\u22120.20", "closer"],
+        ["SAE features", "ordered by change", "+0.01", "unclear"],
+        ["SAE features", "neurons", "+0.20", "farther"],
+        ["neurons", "class a against class b", "\u22120.20", "unclear"],
+    ]
+    assert [row[2].more for row in table.rows][2:] == ["[0.10, 0.30]", "–"]
 
 
 def test_curves_without_limits_have_no_band():

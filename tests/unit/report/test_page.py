@@ -17,7 +17,10 @@ from mis_lab.report.page import SECTIONS, render, write_report
 NO_END = {"meta", "link", "img", "br", "input"}
 SMALL = ReportConfig(units=1, images=3, image_px=16)
 # Column names that are no numbers.
-PLAIN = {"Measure", "Site", "Kind", "Unit", "Status", "SAE", "Negatives", "Circuits", "Directions", "Nodes"}
+PLAIN = {
+    *("Measure", "Site", "Kind", "Unit", "Status", "SAE", "Negatives", "Circuits", "Directions", "Nodes"),
+    *("Beside", "They are"),
+}
 
 
 class Reader(HTMLParser):
