@@ -438,7 +438,7 @@ def test_calibration_of_circuits_counts_intervals_that_hold_the_truth(
     calibration = circuit("calibration")
     gates = calibration.main(["--simulations", "4"])
     assert len(gates) == sum(case.n_groups >= 5 for case in calibration.CASES)
-    assert "| 5 photographs of 48 images, unequal, spread 0.8 |" in capsys.readouterr().out
+    assert "| 48 images of 5 photographs, unequal, spread 0.8 |" in capsys.readouterr().out
     single = calibration.coverage(calibration.Case(48, 48, 0.3, True), 30, 0)
     assert np.array_equal(single.over_groups, single.over_images), "each image is its own photograph"
     alike = calibration.coverage(calibration.Case(5, 48, 0.8, True), 100, 0)

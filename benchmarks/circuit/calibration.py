@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         sizes = "" if self.equal else ", unequal"
-        return f"{self.n_groups} photographs of {self.n_images} images{sizes}, spread {self.spread}"
+        return f"{self.n_images} images of {self.n_groups} photographs{sizes}, spread {self.spread}"
 
 
 CASES = tuple(
@@ -107,7 +107,7 @@ class Coverage(NamedTuple):
 
 
 def coverage(case: Case, n_simulations: int, seed: int) -> Coverage:
-    random = numpy_generator(seed, "circuit", "calibration", str(case))
+    random = numpy_generator(seed, "circuit", "calibration", *map(str, case))
     hits, widths = np.zeros((2, n_simulations, len(NAMES))), np.zeros((n_simulations, len(NAMES)))
     for number in range(n_simulations):
         curves = draw(case, random)
