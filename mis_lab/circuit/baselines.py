@@ -45,14 +45,26 @@ class SiteNodes:
     def of(cls, dictionary: NodeDictionary, features: Tensor, error: Tensor) -> SiteNodes:
         return cls(dictionary, features, error, dictionary.combine(features) + dictionary.offset + error)
 
+    def check_fits(self, x_bpd: Tensor) -> None:
+        """Whether the baseline can take the place of these vectors (B, P, D).
+
+        Raises:
+            DataError: when it has other positions, another width, or belongs to a batch of another size.
+        """
+        n_lacking = x_bpd.ndim - self.state.ndim
+        if n_lacking < 0 or self.state.shape != x_bpd.shape[n_lacking:]:
+            raise DataError(
+                f"a baseline of shape {tuple(self.state.shape)} does not fit vectors of shape {tuple(x_bpd.shape)}",
+                fix="Make it at the same site, on images of the same size, and on as many where each has its own.",
+            )
+
     def chunks(self, x_bpd: Tensor) -> Iterator[tuple[Tensor, SiteNodes]]:
         """Vectors of some images at a time, as many as their codes allow, with the nodes of these images.
 
         Raises:
-            ValueError: when the states are those of a batch of another size.
+            DataError: as :meth:`check_fits`.
         """
-        if self.state.ndim == 3 and len(self.state) != len(x_bpd):
-            raise ValueError(f"{len(x_bpd)} images meet the states of {len(self.state)}")
+        self.check_fits(x_bpd)
         n_at_once = n_images_at_once(self.dictionary, x_bpd.shape[1])
         for start in range(0, len(x_bpd), n_at_once):
             stop = start + n_at_once

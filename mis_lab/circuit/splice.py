@@ -30,15 +30,19 @@ Kept = Mapping[str, Tensor]
 def ablation(nodes: SiteNodes, kept_n: Tensor) -> Replacement:
     """Vectors (B, P, D) of a site → the same with every node outside `kept_n` at its baseline.
 
-    With every node kept the function returns the very tensor it gets.
+    With every node kept the function returns the very tensor it gets. A baseline that does not fit the vectors is a
+    DataError when it is run.
     """
     dictionary, state = nodes.dictionary, nodes.state
     if bool(kept_n.all()):
         return lambda x_bpd: x_bpd
-    if not kept_n.any():
-        return lambda x_bpd: state.expand_as(x_bpd).clone()
-    if not dictionary.has_error:  # the nodes are the coordinates
-        return lambda x_bpd: torch.where(kept_n, x_bpd, state)
+    if not kept_n.any() or not dictionary.has_error:  # without an error the nodes are the coordinates
+
+        def put(x_bpd: Tensor) -> Tensor:
+            nodes.check_fits(x_bpd)
+            return torch.where(kept_n, x_bpd, state) if kept_n.any() else state.expand_as(x_bpd).clone()
+
+        return put
 
     keeps_error = bool(kept_n[-1])
     moved_k = (~kept_n[:-1] if keeps_error else kept_n[:-1]).nonzero().squeeze(1)

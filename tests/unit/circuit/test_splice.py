@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mis_lab.circuit import dictionaries
 from mis_lab.circuit.dictionaries import n_nodes
 from mis_lab.circuit.splice import ablation, ablations, nothing_kept
+from mis_lab.core.errors import DataError
 
 
 def by_hand(nodes, x_bpd: torch.Tensor, kept_n: torch.Tensor) -> torch.Tensor:
@@ -118,3 +119,14 @@ def test_a_dead_feature_ablated_changes_nothing(make_toy) -> None:
     kept = toy.kept("feature")
     kept["3"][:2] = False  # never fire, so their mean is zero too
     assert torch.equal(toy.objective("feature", kept), toy.objective("feature", toy.kept("feature")))
+
+
+def test_a_baseline_of_another_shape_is_told(make_toy, kind) -> None:
+    toy = make_toy("tokens")
+    nodes, x_bpd = toy.node_sets[kind]["block"], toy.clean()[1]["block"]
+    some = toy.kept(kind)["block"]
+    some[0] = False
+    for kept_n in (some, nothing_kept({"block": nodes})["block"]):
+        for others in (x_bpd[:, :4], x_bpd[..., :3]):
+            with pytest.raises(DataError, match=r"a baseline of shape \(9, 6\) does not fit.*images of the same size"):
+                ablation(nodes, kept_n)(others)
