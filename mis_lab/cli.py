@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -100,7 +100,7 @@ def job(config: DictConfig) -> float | None:
             run_dir=settings.runtime.output_dir,
             run_key=schema.run_key(config),
             overrides=list(settings.overrides.task),
-            resolved=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
+            resolved=cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True, enum_to_str=True)),
         )
     except Exception as error:
         if isinstance(error, MisLabError):

@@ -6,7 +6,7 @@ YAML presets under ``conf/`` fill these schemas; a wrong group, key, type or enu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -184,7 +184,9 @@ def run_key(root: DictConfig) -> str:
 def _with_an_effect(content: dict[Any, Any], config: DictConfig) -> dict[Any, Any]:
     """`content` of `config` without the fields that its schemas mark ``NO_EFFECT``."""
     schema = OmegaConf.get_type(config)
-    marks = {each.name: each.metadata for each in fields(schema)} if is_dataclass(schema) else {}
+    marks: dict[str, Mapping[Any, Any]] = {}
+    if is_dataclass(schema):
+        marks = {each.name: each.metadata for each in fields(schema)}
     return {
         name: _with_an_effect(value, config[name]) if isinstance(value, dict) else value
         for name, value in content.items()
@@ -196,7 +198,7 @@ def _unknown(config: DictConfig, start: str = "") -> Iterator[str]:
     """Options that a ``+`` on the command line added beside those of the schema."""
     schema = OmegaConf.get_type(config)
     known = {each.name for each in fields(schema)} if is_dataclass(schema) else None
-    for name in config:
+    for name in map(str, config):
         path = f"{start}{name}"
         if known is not None and name not in known:
             yield path
@@ -205,7 +207,7 @@ def _unknown(config: DictConfig, start: str = "") -> Iterator[str]:
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [name for name in config if name != "hydra"])
+    return OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
 
 
 def register() -> None:

@@ -125,8 +125,8 @@ def cmd_difference(a: Curve, b: Curve, log: bool = False) -> Interval:
         raise ValueError(f"the curves have other images or groups: {len(a.groups_n)} and {len(b.groups_n)} images")
     if log and a.fractions[1] != b.fractions[1]:
         raise ValueError(f"logarithmic axes from {a.fractions[1]:g} and from {b.fractions[1]:g} are not compared")
-    area: Area = log_area if log else np.trapezoid
-    cmd_a, cmd_b = (area(np.abs(1 - curve.leaving_out), curve.fractions) for curve in (a, b))
+    areas: dict[bool, Area] = {False: np.trapezoid, True: log_area}
+    cmd_a, cmd_b = (areas[log](np.abs(1 - curve.leaving_out), curve.fractions) for curve in (a, b))
     return jackknife_interval(cmd_a - cmd_b, a.groups_n)
 
 

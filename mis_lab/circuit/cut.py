@@ -20,7 +20,7 @@ from mis_lab.circuit.objectives import Images, Problem, with_targets
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.model.capture import Capture
 from mis_lab.model.intervene import Replacement
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder
 
 CUT_TOLERANCE = 1e-4
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def check_splice(problem: Problem, images_bchw: Tensor) -> None:
                 )
 
 
-def check_saes(problem: Problem, saes: Mapping[str, Sae], images_bchw: Tensor) -> dict[str, float]:
+def check_saes(problem: Problem, saes: Mapping[str, Autoencoder], images_bchw: Tensor) -> dict[str, float]:
     """What share of each site's variance its SAE misses; one that misses all of it is told in a warning.
 
     Widths of sites are often equal, so that an SAE of another site, or of another network, fits: its reconstruction is

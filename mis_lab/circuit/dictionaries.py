@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mis_lab.core.errors import ConfigError
 from mis_lab.model.sites import Site
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder, Sae
 
 # Codes of more entries than this are made some images at a time (64 MiB in float32).
 MAX_CODES = 2**24
@@ -78,12 +78,17 @@ class SaeFeatures:
     has_error: bool = True
 
     @classmethod
-    def at(cls, site: Site, sae: Sae) -> SaeFeatures:
+    def at(cls, site: Site, sae: Autoencoder) -> SaeFeatures:
         """The SAE trained at `site`.
 
         Raises:
-            ConfigError: when it was trained on vectors of another width.
+            ConfigError: when it has no linear dictionary, or was trained on vectors of another width.
         """
+        if not isinstance(sae, Sae) or not sae.is_of_one_site:
+            raise ConfigError(
+                f"{type(sae).__name__} is no dictionary of the single vectors of site {site.path}",
+                fix="Circuits need one: no convolutional SAE, no transcoder.",
+            )
         atoms_fd, offset_d = sae.dictionary.detach(), sae.offset.detach()
         if atoms_fd.shape[1] != site.width:
             raise ConfigError(f"the SAE for site {site.path} has width {atoms_fd.shape[1]}, the site {site.width}")

@@ -32,7 +32,7 @@ from mis_lab.core.keys import plain
 from mis_lab.dataset.base import ImageDataset
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
-from mis_lab.sae.base import Sae
+from mis_lab.sae.base import Autoencoder
 
 Log = Callable[[Mapping[str, float], int], None]
 N_CHECKED = 8  # images that splice and cut sets are checked on
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 def discover_and_evaluate(
     model: LoadedModel,
     sites: Sequence[Site],
-    saes: Mapping[str, Sae],
+    saes: Mapping[str, Autoencoder],
     dataset: ImageDataset,
     discovery: Sequence[int],
     evaluation: Sequence[int],
@@ -188,7 +188,7 @@ class _Stage:
 
 
 def _check(
-    problem: Problem, saes: Mapping[str, Sae], found_on: ImageSet, tested_on: ImageSet, config: CircuitConfig
+    problem: Problem, saes: Mapping[str, Autoencoder], found_on: ImageSet, tested_on: ImageSet, config: CircuitConfig
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Try splice, SAEs and sites on a few images, each with one of the other set as its partner: what passes by each
     site, and what its SAE misses."""
@@ -205,7 +205,7 @@ def _first(images: ChosenImages, n_images: int) -> Tensor:
 
 
 def _dictionaries(
-    model: LoadedModel, sites: Sequence[Site], saes: Mapping[str, Sae]
+    model: LoadedModel, sites: Sequence[Site], saes: Mapping[str, Autoencoder]
 ) -> dict[str, dict[str, NodeDictionary]]:
     like = next(model.module.parameters())
     found: dict[str, dict[str, NodeDictionary]] = {}

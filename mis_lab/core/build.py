@@ -86,10 +86,11 @@ def build(config: Any, **extra: Any) -> Any:
     Raises:
         ConfigError: when there is no target, it is not allowed, or it does not take these options.
     """
+    keywords: dict[str, Any]
     if dataclasses.is_dataclass(config):
         target, keywords = getattr(config, TARGET, None), {"config": config}
-        if getattr(config, "kwargs", None) is not None:
-            keywords = {name: _build_nested(value) for name, value in config.kwargs.items()}
+        if (own := getattr(config, "kwargs", None)) is not None:
+            keywords = {name: _build_nested(value) for name, value in own.items()}
     elif isinstance(config, Mapping):
         keywords = {name: _build_nested(value) for name, value in config.items() if name != TARGET}
         target = config.get(TARGET)

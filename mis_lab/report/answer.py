@@ -216,7 +216,7 @@ def _circuit(data: ReportData) -> Markup | None:
     left = data.circuit_details.completeness_at(main.kind, size)
     word = data.dataset.group_word
     limits = f"too few {word}s for an interval"
-    if np.isfinite([value.low, value.high]).all():
+    if np.isfinite(float(value.high) - float(value.low)):
         limits = f"95 % interval over {word}s {percent(float(value.low))} to {percent(float(value.high))}"
     text = Markup(
         "<em>Circuit:</em> {} of {} live nodes keep <strong>{}</strong> of {} on {} of {} it was not found on ({}){}{}."

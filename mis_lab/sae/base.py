@@ -169,6 +169,11 @@ class Autoencoder(nn.Module, ABC):
         """The part of a batch that is to be reconstructed."""
         return x
 
+    @property
+    def is_of_one_site(self) -> bool:
+        """Whether it reconstructs what it reads, as all but transcoders do."""
+        return type(self).source is Autoencoder.source
+
     def project_gradient(self) -> None:
         """Remove what of the gradient :meth:`normalise_atoms` would undo; nothing where atoms are free."""
 

@@ -8,6 +8,9 @@ import torch
 from mis_lab.circuit.dictionaries import MAX_CODES, Neurons, SaeFeatures, n_images_at_once, n_nodes
 from mis_lab.core.errors import ConfigError
 from mis_lab.model.sites import Site
+from mis_lab.sae.architectures.conv import ConvSae
+from mis_lab.sae.architectures.transcoder import TranscoderSae
+from mis_lab.sae.further_config import ConvConfig, TranscoderConfig
 
 
 @pytest.fixture(params=["relu", "topk", "neuron"])
@@ -49,6 +52,14 @@ def test_sae_features_are_the_saes_own_codes_and_reconstruction(make_toy) -> Non
 def test_an_sae_of_another_width_is_refused(make_toy) -> None:
     with pytest.raises(ConfigError, match=r"site wide has width 7, the site 9"):
         SaeFeatures.at(Site("wide", "bchw", 9, 9, (3, 3)), make_toy().saes["3"])
+
+
+def test_an_autoencoder_without_a_dictionary_of_the_site_is_refused() -> None:
+    transcoder = TranscoderSae(TranscoderConfig(n_features=4, k=2), 5, 5)
+    whole_maps = ConvSae(ConvConfig(n_features=4), 5, (6, 6))
+    for sae in (transcoder, whole_maps):
+        with pytest.raises(ConfigError, match=rf"{type(sae).__name__} is no dictionary of.* site 1"):
+            SaeFeatures.at(Site("1", "bchw", 5, 36, (6, 6)), sae)
 
 
 def test_codes_stay_within_the_budget() -> None:
