@@ -1,4 +1,4 @@
-"""``mis-lab circuit steer``: what the network of a finished run says with some features changed."""
+"""``mis-lab circuit``: what the network of a finished run says with some features changed; circuits of several runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mis_lab.circuit_run_commands import add_compare
 from mis_lab.core.errors import EXIT_OK, ConfigError
-from mis_lab.mis_run_commands import say, write_table
+from mis_lab.terminal import say, write_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +23,11 @@ LEAST_SHOWN = 0.005  # a probability that two decimals show as something
 
 
 def circuit(argv: list[str]) -> int:
-    """``mis-lab circuit steer``."""
+    """``mis-lab circuit steer | compare``."""
     parser = argparse.ArgumentParser(prog="mis-lab circuit", description="a closer look at how units work together")
     actions = parser.add_subparsers(dest="action", required=True)
-    _add_steer(actions)
+    for add in (_add_steer, add_compare):
+        add(actions)
     arguments = parser.parse_args(argv)
     arguments.act(arguments)
     return EXIT_OK

@@ -6,7 +6,6 @@ import argparse
 import csv
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable
 from difflib import unified_diff
@@ -23,6 +22,7 @@ from mis_lab.core.keys import hash_file
 from mis_lab.core.store import MANIFEST, Store
 from mis_lab.mis_commands import mis
 from mis_lab.sae_commands import sae
+from mis_lab.terminal import say, write_table
 
 
 def run_command(argv: list[str]) -> int:
@@ -82,7 +82,7 @@ def _ls(found: Store, stage: str | None) -> int:
         for manifest in found.manifests()
         if stage in (None, manifest["stage"])
     ]
-    _table(("stage", "key", "MiB", "built in", "at", "what"), rows)
+    write_table(("stage", "key", "MiB", "built in", "at", "what"), rows)
     return EXIT_OK
 
 
@@ -94,7 +94,7 @@ def _why(a: dict[str, Any], b: dict[str, Any]) -> int:
     differences = list(
         unified_diff(text(a), text(b), f"{a['stage']}/{a['key']}", f"{b['stage']}/{b['key']}", lineterm="", n=1)
     )
-    _say("\n".join(differences) if differences else "the same artifact")
+    say("\n".join(differences) if differences else "the same artifact")
     return EXIT_OK
 
 
@@ -106,8 +106,8 @@ def _verify(found: Store) -> int:
             path = Path(manifest["path"]) / name
             if not path.exists() or hash_file(path) != expected["sha256"]:
                 damaged += 1
-                _say(f"{'missing' if not path.exists() else 'changed'}: {path}")
-    _say(
+                say(f"{'missing' if not path.exists() else 'changed'}: {path}")
+    say(
         f"{len(manifests)} artifacts verified, {damaged} damaged files"
         + (": remove their folders and run again" if damaged else "")
     )
@@ -130,11 +130,11 @@ def _gc(found: Store, delete: bool, older_than: float) -> int:
     for folder in folders:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         freed += size
-        _say(f"{'deleting' if delete else 'unused'} {size:8.1f} MiB  {folder}")
+        say(f"{'deleting' if delete else 'unused'} {size:8.1f} MiB  {folder}")
         if delete:
             (folder / MANIFEST).unlink(missing_ok=True)  # first: a reader must not find half an artifact
             shutil.rmtree(folder)
-    _say(f"{len(folders)} folders, {freed:.1f} MiB" + ("" if delete else "; 'mis-lab store gc --delete' deletes them"))
+    say(f"{len(folders)} folders, {freed:.1f} MiB" + ("" if delete else "; 'mis-lab store gc --delete' deletes them"))
     return EXIT_OK
 
 
@@ -156,7 +156,7 @@ def model(argv: list[str]) -> int:
         (row.path, row.type, row.shape, row.layout)
         for row in list_modules(open_model(config, Store(Path(config.paths.store)), resolve_device(config.device)))
     ]
-    _table(("site", "module", "output", "layout"), rows)
+    write_table(("site", "module", "output", "layout"), rows)
     return EXIT_OK
 
 
@@ -188,13 +188,13 @@ def sweep(argv: list[str]) -> int:
         )
     with open(folder / "runs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["run", *overridden, *metrics], *rows])
-    _table(["run", *overridden, *metrics], rows)
+    write_table(["run", *overridden, *metrics], rows, ".4g")
     from mis_lab.report.sweep import RANKED, read_sweep
     from mis_lab.report.sweep_page import write_sweep
 
     measures = arguments.rank_by.split(",") if arguments.rank_by else RANKED
     page = write_sweep(read_sweep(arguments.name, results, _paths()[1]), folder, measures)
-    _say(f"{len(rows)} runs; also in {folder / 'runs.csv'} and {page}")
+    say(f"{len(rows)} runs; also in {folder / 'runs.csv'} and {page}")
     return EXIT_OK
 
 
@@ -264,17 +264,6 @@ def _mib(manifest: dict[str, Any]) -> str:
 
 def _parser(name: str, what: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"mis-lab {name}", description=what)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    lines = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

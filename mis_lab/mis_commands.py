@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mis_lab.core.errors import EXIT_OK, ConfigError, nearest_first
 from mis_lab.mis_pictures import add_montage, add_sheet
-from mis_lab.mis_run_commands import add_compare, say, write_table
+from mis_lab.mis_run_commands import add_compare
+from mis_lab.terminal import say, write_table
 
 if TYPE_CHECKING:
     from mis_lab.mis.reference_comparison import ReferenceComparison

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mis_lab.core.errors import ConfigError, StoreError
+from mis_lab.terminal import say
 
 if TYPE_CHECKING:
     from mis_lab.mis.unit_scores import UnitScores
@@ -73,7 +74,7 @@ def _sheet(arguments: argparse.Namespace) -> None:
         wanted = sorted({image for task in shown for image in task.images})
         activations = _activations(run, arguments, wanted)
         picture = sheet(unit, images, [task.number for task in shown], activations)
-    sys.stdout.write(f"{save_png(picture, arguments.out)}\n")
+    say(str(save_png(picture, arguments.out)))
 
 
 def _activations(run: ScoredRun, arguments: argparse.Namespace, images: Sequence[int]) -> Mapping[int, float] | None:
@@ -105,7 +106,7 @@ def _montage(arguments: argparse.Namespace) -> None:
         kind, units = arguments.kind, _chosen_units(run, arguments)
         title = f"{arguments.site} · {kind.removesuffix('s').replace('_', ' ')}s"
     rows, left_out = _rows(run, kind, units, arguments)
-    sys.stdout.write(f"{save_png(montage(rows, title, left_out), arguments.out)}\n")
+    say(str(save_png(montage(rows, title, left_out), arguments.out)))
 
 
 def _circuit_units(run: ScoredRun, n: int) -> tuple[str, list[Unit]]:

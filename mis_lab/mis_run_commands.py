@@ -7,14 +7,13 @@ units otherwise (another metric, protocol or seed of tasks) by how alike they ra
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mis_lab.core.errors import ConfigError
+from mis_lab.terminal import TextTable, say, with_limits, write_tables
 
 if TYPE_CHECKING:
     from mis_lab.mis.agreement import RankAgreement
@@ -66,17 +65,10 @@ def compare_runs(arguments: argparse.Namespace) -> None:
     compared, refused = _differences(first, others, arguments.measure)
     agreements = [] if arguments.against else list(_agreements(first, others, arguments.measure))
     tables += [_difference_table(first, compared), _agreement_table(agreements)]
-    _tell([table for table in tables if table.rows], refused, arguments.out)
+    write_tables(tables, refused, arguments.out)
     if arguments.figure and compared:
         _draw(first, compared, arguments.figure)
         say(f"drawn in {arguments.figure}")
-
-
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Any]]
 
 
 def _labelled(run: ScoredRun, kind: str, label: str) -> LabelledScores:
@@ -97,7 +89,7 @@ def run_labels(runs: Sequence[ScoredRun]) -> list[str]:
     ]
 
 
-def _means(runs: Sequence[LabelledScores], measure: str) -> _Table:
+def _means(runs: Sequence[LabelledScores], measure: str) -> TextTable:
     """Means of every run, and where there are several, their spread over the runs."""
     import numpy as np
 
@@ -116,7 +108,7 @@ def _means(runs: Sequence[LabelledScores], measure: str) -> _Table:
                 of_runs.append(told.mean)
         if len(of_runs) > 2:
             rows.append([site, negatives, f"sd over {len(of_runs)} runs", "", "", float(np.std(of_runs, ddof=1)), ""])
-    return _Table(f"{measure} of each run", ("site", "negatives", "run", "units", "scored", "mean", "median"), rows)
+    return TextTable(f"{measure} of each run", ("site", "negatives", "run", "units", "scored", "mean", "median"), rows)
 
 
 def _differences(
@@ -140,20 +132,20 @@ def _differences(
     return found, refused
 
 
-def _difference_table(first: LabelledScores, compared: Sequence[tuple[str, Comparison]]) -> _Table:
+def _difference_table(first: LabelledScores, compared: Sequence[tuple[str, Comparison]]) -> TextTable:
     rows = [
         [
             one.site,
             one.negatives,
             label,
-            f"{one.mean_difference.estimate:+.3f} ({one.mean_difference.low:+.3f} to {one.mean_difference.high:+.3f})",
+            with_limits(*map(float, one.mean_difference), signed=True),
             f"{one.cliffs_delta.estimate:+.2f}",
             f"{one.p_holm:.2g}",
         ]
         for label, one in compared
     ]
     title = f"{first.label} less the others (mean difference with 95 % interval over units; p: Mann-Whitney, Holm)"
-    return _Table(title, ("site", "negatives", "run", "difference", "Cliff's delta", "p"), rows)
+    return TextTable(title, ("site", "negatives", "run", "difference", "Cliff's delta", "p"), rows)
 
 
 def _agreements(
@@ -177,20 +169,20 @@ def _agreements(
                     yield site, negatives, other.label, rank_agreement(a, b, first.label, other.label)
 
 
-def _agreement_table(found: Sequence[tuple[str, str, str, RankAgreement]]) -> _Table:
+def _agreement_table(found: Sequence[tuple[str, str, str, RankAgreement]]) -> TextTable:
     rows = [
         [
             site,
             negatives,
             label,
             one.n_units,
-            f"{one.spearman.estimate:.3f} ({one.spearman.low:.3f} to {one.spearman.high:.3f})",
+            with_limits(*map(float, one.spearman)),
             f"{one.kendall.estimate:.3f}",
         ]
         for site, negatives, label, one in found
     ]
     title = "agreement on the same units (rank correlation with 95 % interval over units)"
-    return _Table(title, ("site", "negatives", "run", "units", "Spearman's rho", "Kendall's tau"), rows)
+    return TextTable(title, ("site", "negatives", "run", "units", "Spearman's rho", "Kendall's tau"), rows)
 
 
 def _draw(first: LabelledScores, compared: Sequence[tuple[str, Comparison]], path: Path) -> None:
@@ -207,30 +199,3 @@ def _draw(first: LabelledScores, compared: Sequence[tuple[str, Comparison]], pat
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, standalone(differences(rows)))
-
-
-def _tell(tables: Sequence[_Table], refused: Sequence[str], csv_path: Path | None) -> None:
-    for table in tables:
-        say(f"\n{table.title}")
-        write_table(table.header, table.rows)
-    for told in refused:
-        say(f"note: {told}")
-    if csv_path:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(csv_path, "w", newline="", encoding="utf-8") as file:
-            for table in tables:
-                csv.writer(file).writerows([[table.title], table.header, *table.rows, []])
-        say(f"also in {csv_path}")
-
-
-def write_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns as wide as they must be, numbers with three decimals."""
-    lines = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def say(text: str) -> None:
-    """A line for whoever typed the command."""
-    sys.stdout.write(text + "\n")

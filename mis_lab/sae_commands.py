@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from mis_lab.core.errors import EXIT_OK, ConfigError
+from mis_lab.terminal import say
 
 FORMATS = ("mis_lab", "saelens", "overcomplete", "thesis")
 PRECISIONS = ("float32", "float16")
@@ -21,7 +21,7 @@ def sae(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     written: list[Path] = arguments.act(arguments)
     for folder in written:
-        sys.stdout.write(f"{folder}\n")
+        say(str(folder))
     return EXIT_OK
 
 
@@ -101,7 +101,7 @@ def _add_push(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _push(arguments: argparse.Namespace) -> list[Path]:
     from mis_lab.sae.share.hub import push
 
-    sys.stdout.write(f"{push(arguments.folder, arguments.repository, arguments.private, arguments.message)}\n")
+    say(str(push(arguments.folder, arguments.repository, arguments.private, arguments.message)))
     return []
 
 

@@ -30,7 +30,10 @@ ROWS = [
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 TRACKING_IS_FOR = {"config", "pipeline", "cli"}
 # The subcommands are the command line's other half.
-COMMANDS = ("commands", "sae_commands", "mis_commands", "mis_run_commands", "mis_pictures", "circuit_commands")
+COMMANDS = (
+    *("commands", "sae_commands", "mis_commands", "mis_run_commands", "mis_pictures"),
+    *("circuit_commands", "circuit_run_commands", "terminal"),
+)
 ONE_PACKAGE = dict.fromkeys(COMMANDS, "cli")
 HYDRA_IS_FOR = {"config", "pipeline", "cli"}
 HYDRA = {"hydra", "omegaconf"}

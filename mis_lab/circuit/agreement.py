@@ -17,7 +17,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from mis_lab.circuit.circuit import Node, rank
+from mis_lab.circuit.circuit import Circuit, Node, rank
 from mis_lab.circuit.effects import SiteEffects
 from mis_lab.circuit.methods.exact import exact_effects
 from mis_lab.circuit.objectives import Images, Problem
@@ -72,14 +72,31 @@ class ExactAgreement:
         return self._correlation(slice(None))
 
     def _correlation(self, some: slice) -> Correlation:
-        estimated, exact = self.estimated[some], self.exact[some]
-        same = np.sign(estimated) == np.sign(exact)
-        return Correlation(
-            len(estimated),
-            _pearson(estimated, exact),
-            _pearson(rankdata(estimated), rankdata(exact)),
-            float(same.mean()) if self.signed and len(same) else float("nan"),
-        )
+        return correlate(self.estimated[some], self.exact[some], self.signed)
+
+
+def correlate(a: np.ndarray, b: np.ndarray, signed: bool = True) -> Correlation:
+    """How alike two rows of effects of the same nodes are."""
+    same = np.sign(a) == np.sign(b)
+    return Correlation(
+        len(a),
+        _pearson(a, b),
+        _pearson(rankdata(a), rankdata(b)),
+        float(same.mean()) if signed and len(same) else float("nan"),
+    )
+
+
+def effects_alike(a: Circuit, b: Circuit) -> Correlation:
+    """How alike two circuits' effects are on the nodes that both hold.
+
+    Raises:
+        ValueError: when one holds features and the other neurons.
+    """
+    if a.kind != b.kind:
+        raise ValueError(f"effects of {a.kind}s are not compared with those of {b.kind}s")
+    of_b = dict(zip(b.nodes, b.effect.tolist(), strict=True))
+    both = [(effect, of_b[node]) for node, effect in zip(a.nodes, a.effect.tolist(), strict=True) if node in of_b]
+    return correlate(*np.array(both, dtype=np.float64).reshape(-1, 2).T)
 
 
 def agreement_with_exact(

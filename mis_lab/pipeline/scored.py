@@ -137,9 +137,22 @@ class ScoredRun:
         Raises:
             StoreError: when it found none, or it is gone from the store.
         """
+        return CircuitResult.read(self._circuit_folder())
+
+    def circuit_units(self, kind: str) -> dict[str, str]:
+        """Site → key of what makes the nodes of one kind of its circuit: equal keys, equal nodes.
+
+        Raises:
+            StoreError: as :attr:`circuit`.
+        """
+        inputs: Mapping[str, str] = read_json(self._circuit_folder() / MANIFEST)["inputs"]
+        start = f"{UNITS_OF[kind]}/"
+        return {name.removeprefix(start): key for name, key in inputs.items() if name.startswith(start)}
+
+    def _circuit_folder(self) -> Path:
         if "circuit" not in self._keys:
             raise StoreError(f"the run {self.run.folder} has no circuit", fix="Run its stage circuit.")
-        return CircuitResult.read(self.run.artifact("circuit", self._keys["circuit"]))
+        return self.run.artifact("circuit", self._keys["circuit"])
 
     def _sites(self, kind: str) -> list[str]:
         scored = [name.removeprefix("mis/").rpartition("/") for name in self._keys if name.startswith("mis/")]

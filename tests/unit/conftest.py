@@ -1,4 +1,4 @@
-"""A finished run without the work: artifacts in a store, and the result that names them."""
+"""The command line in this process; a finished run without the work: artifacts in a store, and a result naming them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from mis_lab.cli import main
+
+
+@pytest.fixture
+def mis_lab(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    """Calls ``mis-lab`` with the module's ``COMMAND`` and more words, in this process; gives the lines of stdout, or of
+    stderr where it must fail."""
+    monkeypatch.setattr("signal.signal", lambda *_arguments: None)  # the handler of a process of its own
+
+    def call(*words: object, expect: int = 0) -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            main([request.module.COMMAND, *map(str, words)])
+        told = capsys.readouterr()
+        assert ended.value.code == expect, told
+        return (told.err if expect else told.out).splitlines()
+
+    return call
 
 
 @dataclass(frozen=True)

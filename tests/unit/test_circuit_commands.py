@@ -11,24 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mis_lab.cli import main
-
+COMMAND = "circuit"
 SITE, BARE, N_IMAGES, WIDTH, N_FEATURES = "act1", "fc1", 12, 6, 9
-
-
-@pytest.fixture
-def mis_lab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Calls ``mis-lab circuit``; gives the lines of stdout, or of stderr where it must fail."""
-    monkeypatch.setattr("signal.signal", lambda *_arguments: None)  # the handler of a process of its own
-
-    def call(*words: object, expect: int = 0) -> list[str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["circuit", *map(str, words)])
-        told = capsys.readouterr()
-        assert ended.value.code == expect, told
-        return (told.err if expect else told.out).splitlines()
-
-    return call
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mis_lab.cli import main
 from mis_lab.commands import COMMANDS
 
+COMMAND = "mis"
 TABLE = """layer,unit,hard,confidence
 mixed3a_1x1_pre_relu_conv,0,1.0,0.9
 mixed3a_3x3_pre_relu_conv,0,0.8,0.5
@@ -28,21 +28,6 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "googlenet.csv"
     path.write_text(TABLE, encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def mis_lab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Calls ``mis-lab mis``; gives the lines of stdout, or of stderr where it must fail."""
-    monkeypatch.setattr("signal.signal", lambda *_arguments: None)  # the handler of a process of its own
-
-    def call(*words: object, expect: int = 0) -> list[str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["mis", *map(str, words)])
-        told = capsys.readouterr()
-        assert ended.value.code == expect, told
-        return (told.err if expect else told.out).splitlines()
-
-    return call
 
 
 @pytest.fixture

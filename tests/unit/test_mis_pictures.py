@@ -14,22 +14,8 @@ from PIL import Image
 
 from mis_lab.cli import main
 
+COMMAND = "mis"
 SITE, N_IMAGES, WIDTH, DEAD = "layer.1", 60, 4, 3
-
-
-@pytest.fixture
-def mis_lab(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Calls ``mis-lab mis``; gives the lines of stdout, or of stderr where it must fail."""
-    monkeypatch.setattr("signal.signal", lambda *_arguments: None)  # the handler of a process of its own
-
-    def call(*words: object, expect: int = 0) -> list[str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["mis", *map(str, words)])
-        told = capsys.readouterr()
-        assert ended.value.code == expect, told
-        return (told.err if expect else told.out).splitlines()
-
-    return call
 
 
 @dataclass(frozen=True)
