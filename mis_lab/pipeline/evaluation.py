@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mis_lab.activations.paired import PairedActivations
+from mis_lab.activations.shards import StoredActivations
 from mis_lab.activations.units import Neurons, UnitSource
 from mis_lab.core.files import write_json
 from mis_lab.core.keys import plain
@@ -175,6 +176,7 @@ def _quality(
         config.activations.batch_size,
         config.activations.workers,
         behind,
+        {scored.site: scored} if isinstance(scored, StoredActivations) else None,
     )[scored.site.path]
     write_json(folder / SPLICE, asdict(splice))
     numbers = quality.numbers() | {name: value for name, value in asdict(splice).items() if isinstance(value, float)}

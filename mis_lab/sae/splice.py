@@ -7,7 +7,7 @@ Everything is a mean over images, and loss recovered a ratio of such means, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mis_lab.activations.config import Precision
+from mis_lab.activations.shards import StoredActivations
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.progress import progress
 from mis_lab.dataset.base import ImageDataset
-from mis_lab.dataset.loading import batches
+from mis_lab.dataset.loading import Batch, batches
 from mis_lab.model.capture import predictions
-from mis_lab.model.intervene import intervene
+from mis_lab.model.intervene import fan_out, intervene
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
 from mis_lab.sae.ablation import (
@@ -36,8 +38,12 @@ from mis_lab.sae.ablation import (
 )
 from mis_lab.sae.base import Autoencoder
 
+N_TRIED = 8  # images that a start at a site is tried with
+OWN_ANSWER = 1e-4  # of their largest logit, how far the start may miss
 SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
 Replace = Callable[[Tensor], Tensor]
+# Places of a batch of images, and their logits (B, K) with the SAE of each site.
+Passes = tuple[list[int], dict[Site, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +195,12 @@ def evaluate_splices(
     batch_size: int = 64,
     workers: int = 0,
     behind: Mapping[Site, Spliced] | None = None,
+    stored: Mapping[Site, StoredActivations] | None = None,
 ) -> dict[str, SpliceQuality]:
     """Quality of each SAE spliced in alone, by its site's path; one pass over the images and one forward pass an SAE.
+
+    With the sites' vectors at hand a forward pass starts at the site, where that gives the network's own answers to a
+    few images; then no image but one is read.
 
     The target is the label where every image has one and the data set's classes are as many as the network's, else the
     untouched network's own prediction.
@@ -201,6 +211,7 @@ def evaluate_splices(
         indices: images to evaluate on (all by default).
         behind: SAEs of earlier sites that are spliced in as well (stacked SAEs); numbers are then of all together,
             against the untouched network.
+        stored: vectors of the sites on all images of `dataset`, float32.
 
     Raises:
         ConfigError: when an SAE's width is not its site's, or the network has no classes.
@@ -212,15 +223,21 @@ def evaluate_splices(
         raise DataError("no images to evaluate a spliced SAE on", fix="Check dataset.split.hold_out and limit.")
     target, target_n = targets(model, dataset, reference.original.class_n)
     sums: dict[Site, dict[str, float]] = {site: {} for site in saes}
-    n_batches = -(-len(chosen) // batch_size)
-    for batch in progress(
-        batches(dataset, model.transform, batch_size, workers, chosen), "splicing SAEs in", n_batches, unit="batch"
-    ):
-        original_bk = log_probabilities(reference.original.logits_nk[batch.indices])
-        target_b = target_n[batch.indices]
-        for site, sae in saes.items():
-            with spliced(model, {**(behind or {}), site: sae}):
-                spliced_bk = log_probabilities(predictions(model, batch.images_bchw))
+    passes = _whole_passes(model, saes, behind or {}, batches(dataset, model.transform, batch_size, workers, chosen))
+    if stored is not None and not behind:
+        (first,) = batches(dataset, model.transform, 1, 0, chosen[:1])
+        parts = {
+            site: _FromSite(model, stored[site], first.images_bchw, sae)
+            for site, sae in saes.items()
+            if isinstance(sae, Autoencoder)
+        }
+        if len(parts) == len(saes) and all(part.is_exact(reference.original, chosen) for part in parts.values()):
+            passes = _passes_from_sites(parts, chosen, batch_size)
+    for indices, logits in progress(passes, "splicing SAEs in", -(-len(chosen) // batch_size), unit="batch"):
+        original_bk = log_probabilities(reference.original.logits_nk[indices])
+        target_b = target_n[indices]
+        for site, logits_bk in logits.items():
+            spliced_bk = log_probabilities(logits_bk)
             numbers = {
                 "agreement": (spliced_bk.argmax(1) == original_bk.argmax(1)).double(),
                 "loss_original": losses(original_bk, target_b),
@@ -229,10 +246,61 @@ def evaluate_splices(
                 "kl_reversed": kl(spliced_bk, original_bk),
             }
             for name, cost_n in vars(reference.ablated[site.path]).items():
-                numbers[name.removesuffix("_n")] = cost_n[batch.indices]
+                numbers[name.removesuffix("_n")] = cost_n[indices]
             for name, number_b in numbers.items():
                 sums[site][name] = sums[site].get(name, 0.0) + float(number_b.sum())
     return {site.path: _quality(total, target, len(chosen)) for site, total in sums.items()}
+
+
+def _whole_passes(
+    model: LoadedModel, saes: Mapping[Site, Spliced], behind: Mapping[Site, Spliced], images: Iterable[Batch]
+) -> Iterator[Passes]:
+    for batch in images:
+        logits = {}
+        for site, sae in saes.items():
+            with spliced(model, {**behind, site: sae}):
+                logits[site] = predictions(model, batch.images_bchw)
+        yield batch.indices, logits
+
+
+def _passes_from_sites(parts: Mapping[Site, _FromSite], chosen: Sequence[int], batch_size: int) -> Iterator[Passes]:
+    for start in range(0, len(chosen), batch_size):
+        indices = list(chosen[start : start + batch_size])
+        yield indices, {site: part.logits(indices) for site, part in parts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _FromSite:
+    """The network from a site on: one image goes up to there, and behind it there are as many rows as vectors."""
+
+    model: LoadedModel
+    stored: StoredActivations
+    image_bchw: Tensor
+    sae: Autoencoder
+
+    def logits(self, indices: Sequence[int], replace: Replace | None = None) -> Tensor:
+        """Logits (B, K) of some images with the SAE spliced in, or with what `replace` makes of their vectors."""
+        x_bpd = self.stored.take(indices).to(self.model.device)
+        new_bpd = (replace or replacement(self.sae))(x_bpd)
+        rows_b = torch.zeros(len(x_bpd), dtype=torch.int64, device=x_bpd.device)
+        with fan_out(self.model, self.stored.site, rows_b, lambda _x: new_bpd):
+            return predictions(self.model, self.image_bchw)
+
+    def is_exact(self, original: Outputs, chosen: Sequence[int]) -> bool:
+        """Whether the stored vectors of a few images lead to the untouched network's answers to them: not so where
+        something passes by the site, or vectors are kept in a lower precision."""
+        _check_sizes(self.stored.site, Splice(self.sae, self.stored.site))
+        some = list(chosen[:N_TRIED])
+        if len(some) < 2 or self.stored.precision is not Precision.float32:
+            return False
+        expected = original.logits_nk[some]
+        try:
+            found = self.logits(some, lambda x_bpd: x_bpd.clone()).cpu()
+        except (RuntimeError, ValueError, IndexError, AssertionError):  # one image met several
+            return False
+        return found.shape == expected.shape and bool(
+            (found - expected).abs().max() <= OWN_ANSWER * expected.abs().max()
+        )
 
 
 def _quality(sums: Mapping[str, float], target: str, n_images: int) -> SpliceQuality:

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from mis_lab.activations.config import Precision
+from mis_lab.activations.shards import ActivationWriter, StoredActivations
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.dataset.base import ImageDataset
 from mis_lab.dataset.config import TransformConfig
 from mis_lab.dataset.loading import batches
+from mis_lab.dataset.transforms import ImageTransform
 from mis_lab.model.capture import Capture, predictions
 from mis_lab.model.config import ModelConfig
 from mis_lab.model.load import LoadedModel, load_model
@@ -184,6 +188,80 @@ def test_all_sites_in_one_pass_are_each_site_alone(
         for name, value in vars(alone).items():
             expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
             assert getattr(together[site.path], name) == expected, name
+
+
+class AroundTheSite(nn.Module):
+    """A little of the answer passes by `site`."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.site, self.read = share, nn.Identity(), nn.Linear(SIZE * SIZE, N_CLASSES)
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        past = self.site(x_bchw.flatten(1))
+        return self.read(past) + self.share * self.read(x_bchw.flatten(1))
+
+
+def stored_in(
+    folder: Path, model: LoadedModel, site: Site, precision: Precision = Precision.float32
+) -> StoredActivations:
+    dataset = Noise()
+    with (
+        ActivationWriter(folder, site, dataset.ids, dataset.groups, dataset.labels, precision) as writer,
+        Capture(model, [site]) as capture,
+    ):
+        for batch in batches(dataset, model.transform, 8):
+            writer.append(capture.run(batch.images_bchw)[site.path].clone(), batch.indices)
+    return StoredActivations(folder)
+
+
+def quality_and_images(
+    model: LoadedModel, site: Site, sae: nn.Module, stored: StoredActivations | None
+) -> tuple[SpliceQuality, int]:
+    """Quality on some images, and how many images the network's first module saw for it."""
+    original = outputs(model, Noise())
+    zeros = {site: torch.zeros(site.width)}
+    reference = Reference(original, ablate(model, zeros, Noise(), original))
+    n_seen = 0
+
+    def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal n_seen
+        n_seen += len(args[0])
+
+    handle = model.module.register_forward_pre_hook(count)
+    stored_at = None if stored is None else {site: stored}
+    try:
+        found = evaluate_splices(model, {site: sae}, Noise(), reference, range(3, 23), batch_size=6, stored=stored_at)
+    finally:
+        handle.remove()
+    return found[site.path], n_seen
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_with_stored_vectors_passes_start_at_the_site(
+    model: LoadedModel, sites: tuple[Site, ...], affine: type, tmp_path: Path, number: int
+) -> None:
+    site, sae = sites[number], affine(sites[number].width, 0.7, 0.1)
+    whole, n_whole = quality_and_images(model, site, sae, None)
+    part, n_part = quality_and_images(model, site, sae, stored_in(tmp_path, model, site))
+    assert (n_whole, n_part) == (20, 5), "one image to try, one for each of four batches"
+    for name, value in vars(whole).items():
+        assert getattr(part, name) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), name
+
+
+@pytest.mark.parametrize(("share", "precision"), [(0.01, Precision.float32), (0.0, Precision.float16)])
+def test_where_they_do_not_decide_the_answer_whole_images_are_run(
+    affine: type, tmp_path: Path, share: float, precision: Precision
+) -> None:
+    transform = ImageTransform(TransformConfig(size=SIZE, channels=1, mean=[0.5], std=[0.1]))
+    module = AroundTheSite(share).eval().requires_grad_(False)
+    model = LoadedModel("around", module, "0" * 64, transform, (1, SIZE, SIZE), False, N_CLASSES, torch.device("cpu"))
+    (site,) = resolve_sites(model, ["site"])
+    sae = affine(site.width, 0.7)
+    whole, n_whole = quality_and_images(model, site, sae, None)
+    found, n_seen = quality_and_images(model, site, sae, stored_in(tmp_path, model, site, precision))
+    assert n_seen == n_whole + (precision is Precision.float32), "one more to try"
+    assert found == whole
 
 
 @pytest.mark.parametrize(
