@@ -84,7 +84,7 @@ def _faithfulness(runs: Sequence[LabelledCircuits]) -> TextTable:
     for run in runs:
         for kind, found in run.result.kinds.items():
             curve = found.curve
-            areas = (with_limits(*map(float, area)) for area in (curve.cmd, curve.cpr))
+            areas = (with_limits(area) for area in (curve.cmd, curve.cpr))
             rows.append([kind, run.label, len(found.circuit), *areas, float(curve.random_cmd.mean())])
     title = "circuits of each run (CMD: low is good; 95 % intervals over groups of images)"
     return TextTable(title, ("kind", "run", "live nodes", "CMD", "CPR", "CMD of random ones"), rows)
@@ -101,7 +101,7 @@ def _differences(first: LabelledCircuits, others: Sequence[LabelledCircuits], no
             continue
         for kind, mine, its in _both(first, other):
             difference = cmd_difference(mine.curve, its.curve)
-            rows.append([kind, other.label, with_limits(*map(float, difference), signed=True)])
+            rows.append([kind, other.label, with_limits(difference, signed=True)])
     title = f"CMD of {first.label} less that of the others (below 0: {first.label} is closer to the network)"
     return TextTable(title, ("kind", "run", "difference"), rows)
 

@@ -138,7 +138,7 @@ def _difference_table(first: LabelledScores, compared: Sequence[tuple[str, Compa
             one.site,
             one.negatives,
             label,
-            with_limits(*map(float, one.mean_difference), signed=True),
+            with_limits(one.mean_difference, signed=True),
             f"{one.cliffs_delta.estimate:+.2f}",
             f"{one.p_holm:.2g}",
         ]
@@ -176,7 +176,7 @@ def _agreement_table(found: Sequence[tuple[str, str, str, RankAgreement]]) -> Te
             negatives,
             label,
             one.n_units,
-            with_limits(*map(float, one.spearman)),
+            with_limits(one.spearman),
             f"{one.kendall.estimate:.3f}",
         ]
         for site, negatives, label, one in found

@@ -46,7 +46,8 @@ def write_tables(tables: Iterable[TextTable], notes: Iterable[str] = (), csv_pat
         say(f"also in {csv_path}")
 
 
-def with_limits(estimate: float, low: float, high: float, signed: bool = False, decimals: int = 3) -> str:
-    """``0.494 (0.428 to 0.560)``."""
+def with_limits(interval: Iterable[Any], signed: bool = False, decimals: int = 3) -> str:
+    """``0.494 (0.428 to 0.560)``, from an estimate and its limits."""
+    estimate, low, high = map(float, interval)
     form = f"{'+' * signed}.{decimals}f"
     return f"{estimate:{form}} ({low:{form}} to {high:{form}})"

@@ -8,7 +8,7 @@ special to it. A neuron counts as active wherever it is not zero, which says lit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from mis_lab.circuit.objectives import Images, Problem
 from mis_lab.core.errors import DataError
 from mis_lab.core.progress import progress
 from mis_lab.model.capture import Capture
+
+# Batches of images: site path → vectors (B, P, D).
+Vectors = Iterable[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,42 +77,50 @@ class ActivityBeside:
         return float(self.circuit.dead[alive].double().mean())
 
 
-def activity(problem: Problem, dictionaries: Mapping[str, NodeDictionary], images: Images) -> dict[str, Activity]:
-    """Site path → activity on `images`, one pass over them.
+def captured(problem: Problem, images: Images) -> Iterator[Mapping[str, Tensor]]:
+    """The vectors of every site, a batch at a time, from forward passes."""
+    with Capture(problem.model, problem.sites) as capture:
+        for images_bchw in images:
+            yield capture.run(images_bchw)
+
+
+def activity(dictionaries: Mapping[str, NodeDictionary], vectors: Vectors) -> dict[str, Activity]:
+    """Site path → activity on some images.
 
     Args:
         dictionaries: site path → nodes of one kind, for every site.
+        vectors: of the images, gone through once.
 
     Raises:
         DataError: without images.
     """
-    return _of_kinds(problem, {"": dictionaries}, images)[""]
+    return _of_kinds({"": dictionaries}, vectors)[""]
 
 
 def activity_beside(
-    problem: Problem, dictionaries: Dictionaries, images: Images, all_images: Images
+    dictionaries: Dictionaries, vectors: Vectors, all_vectors: Vectors
 ) -> dict[str, dict[str, ActivityBeside]]:
-    """Kind → site path → activity on a circuit's `images` and on `all_images`; kinds share the passes.
+    """Kind → site path → activity on a circuit's images and on all; kinds share the passes.
 
     Raises:
         DataError: when either has no images.
     """
-    here, everywhere = (_of_kinds(problem, dictionaries, some) for some in (images, all_images))
+    here, everywhere = (_of_kinds(dictionaries, some) for some in (vectors, all_vectors))
     return {
         kind: {path: ActivityBeside(here[kind][path], everywhere[kind][path]) for path in of_kind}
         for kind, of_kind in dictionaries.items()
     }
 
 
-def _of_kinds(problem: Problem, dictionaries: Dictionaries, images: Images) -> dict[str, dict[str, Activity]]:
+@torch.inference_mode()
+def _of_kinds(dictionaries: Dictionaries, vectors: Vectors) -> dict[str, dict[str, Activity]]:
     tallies = {kind: {path: _Tally() for path in of_kind} for kind, of_kind in dictionaries.items()}
-    with Capture(problem.model, problem.sites) as capture, torch.inference_mode():
-        for images_bchw in progress(images, "circuit activity", unit="batch"):
-            vectors = capture.run(images_bchw)
-            for kind, of_kind in dictionaries.items():
-                for path, dictionary in of_kind.items():
-                    for x in vectors[path].split(n_images_at_once(dictionary, vectors[path].shape[1])):
-                        tallies[kind][path].update(dictionary.encode(x))
+    for of_batch in progress(vectors, "circuit activity", unit="batch"):
+        for kind, of_kind in dictionaries.items():
+            for path, dictionary in of_kind.items():
+                x_bpd = of_batch[path].to(dictionary.offset)
+                for x in x_bpd.split(n_images_at_once(dictionary, x_bpd.shape[1])):
+                    tallies[kind][path].update(dictionary.encode(x))
     return {kind: {path: tally.result() for path, tally in of_kind.items()} for kind, of_kind in tallies.items()}
 
 

@@ -30,5 +30,5 @@ def test_tables_without_rows_are_left_out_and_files_hold_the_others(
 
 
 def test_limits_stand_behind_their_estimate() -> None:
-    assert with_limits(0.5, 0.25, 0.75) == "0.500 (0.250 to 0.750)"
-    assert with_limits(-0.5, -1, 1, signed=True, decimals=1) == "-0.5 (-1.0 to +1.0)"
+    assert with_limits((0.5, 0.25, 0.75)) == "0.500 (0.250 to 0.750)"
+    assert with_limits([-0.5, -1, 1], signed=True, decimals=1) == "-0.5 (-1.0 to +1.0)"

@@ -331,6 +331,22 @@ def test_activity_is_that_of_the_discovery_images_beside_all(run, make_toy, nois
     torch.testing.assert_close(beside.everything.active_images, active(range(23)))
 
 
+def test_activity_reads_vectors_where_they_are_stored(run, make_toy, noise) -> None:
+    torch.manual_seed(0)
+    toy, dataset, asked = make_toy("relu", dtype=torch.float32), noise(), []
+
+    def vectors(indices):
+        asked.append(list(indices))
+        images = torch.stack([toy.problem.model.transform(dataset.image(index)) for index in indices])
+        yield toy.problem.observe(images, torch.zeros(len(images), dtype=torch.int64)).vectors
+
+    plain, stored = run(n_discovery=4), run(n_discovery=4, vectors=vectors)
+    assert asked == [[dataset.ids.index(name) for name in plain.discovery_ids], list(range(23))]
+    for path, beside in plain.features.activity.items():
+        torch.testing.assert_close(stored.features.activity[path].everything.mean, beside.everything.mean)
+        torch.testing.assert_close(stored.features.activity[path].circuit.density, beside.circuit.density)
+
+
 def test_the_headline_is_flat_and_says_what_was_measured(run) -> None:
     result = run(n_exact=3, check_edges=2, n_shown=30)
     numbers = result.headline()
