@@ -358,6 +358,16 @@ def test_effects_are_those_of_captum_and_of_loops(capsys: pytest.CaptureFixture[
     assert "ig, gauss_legendre" in printed
 
 
+def test_splicing_from_a_site_gives_the_numbers_of_whole_passes(
+    sae: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with importable(BENCHMARKS):
+        sae("splice").main(["--rounds", "1", "--images", "18"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| blocks")]
+    assert [row[0] for row in rows] == ["| blocks.2", "| blocks.4", "| blocks.6"]
+    assert all(float(row[-1].rstrip(" |")) < 1e-5 for row in rows)
+
+
 @pytest.fixture
 def circuit() -> Iterator[Callable[[str], Any]]:
     """Imports a module of benchmarks/circuit."""
