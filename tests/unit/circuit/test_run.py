@@ -347,6 +347,17 @@ def test_activity_reads_vectors_where_they_are_stored(run, make_toy, noise) -> N
         torch.testing.assert_close(stored.features.activity[path].circuit.density, beside.circuit.density)
 
 
+def test_intervals_are_over_the_groups_of_the_evaluation_images(run, noise, tmp_path) -> None:
+    found, groups = run().features.curve, noise().groups
+    assert len(set(found.groups_n.tolist())) == len(set(groups[12:23])) == 3
+    single = run(evaluation=range(12, 16))  # one group: an estimate and no limits
+    single.write(tmp_path)
+    for result in (single, CircuitResult.read(tmp_path)):
+        curve = result.features.curve
+        assert np.isfinite(curve.cmd.estimate)
+        assert np.isnan([curve.cmd.low, curve.cmd.high, result.features.cmd_differences["neuron"].low]).all()
+
+
 def test_the_headline_is_flat_and_says_what_was_measured(run) -> None:
     result = run(n_exact=3, check_edges=2, n_shown=30)
     numbers = result.headline()
