@@ -397,7 +397,6 @@ def test_auroc_counts_pairs_in_the_right_order(circuit: Callable[[str], Any]) ->
     assert auroc(scores, positive) == pytest.approx(np.mean(pairs))
 
 
-@pytest.mark.slow
 def test_the_counter_of_flops_counts_as_torchs(circuit: Callable[[str], Any]) -> None:
     cost = circuit("cost")
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 5))
@@ -409,6 +408,7 @@ def test_the_counter_of_flops_counts_as_torchs(circuit: Callable[[str], Any]) ->
     assert counted[0] == counted[1] > 0
 
 
+@pytest.mark.slow
 def test_cost_counts_a_small_circuit(circuit: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
     cost = circuit("cost")
     gates = {gate.what: gate for gate in cost.main(["--small"])}
@@ -438,7 +438,6 @@ def test_simulated_circuits_keep_what_they_should_on_average(circuit: Callable[[
     for case in (calibration.Case(2000, 4000, 0.3, True), calibration.Case(2000, 6000, 0.3, False)):
         curve, _ = calibration.draw(case, random)
         np.testing.assert_allclose(curve.faithfulness.estimate, calibration.FAITHFULNESS, atol=0.01)
-        assert curve.values[:, curve.groups_n == 0].shape[1] >= 1
         assert (np.bincount(curve.groups_n) == 2).all() == case.equal
 
 

@@ -32,6 +32,7 @@ from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import NodeSet, mean, mean_image
 from mis_lab.circuit.circuit import ERROR
 from mis_lab.circuit.config import EffectMethod
+from mis_lab.circuit.cut import check_saes
 from mis_lab.circuit.dictionaries import SaeFeatures
 from mis_lab.circuit.edges import Link, LinkEdges, chain, link_edges
 from mis_lab.circuit.effects import SiteEffects, node_effects
@@ -156,6 +157,7 @@ class Work:
         self.few = self.edge_images[: size.n_edge_images // size.part]
         self.targets = torch.cat([predictions(self.problem.model, batch).argmax(1).clone() for batch in self.images])
         self.dictionaries = dictionaries_of(self.problem, self.images[0], size.n_features)
+        check_saes(self.problem, {path: one.sae for path, one in self.dictionaries.items()}, self.images[0])
 
     def counted(self, what: str, work: Callable[[], T]) -> T:
         progress(what)

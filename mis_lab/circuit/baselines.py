@@ -46,7 +46,7 @@ class SiteNodes:
         return cls(dictionary, features, error, dictionary.combine(features) + dictionary.offset + error)
 
     def check_fits(self, x_bpd: Tensor) -> None:
-        """Whether the baseline can take the place of these vectors (B, P, D).
+        """Raise unless the baseline can take the place of these vectors (B, P, D).
 
         Raises:
             DataError: when it has other positions, another width, or belongs to a batch of another size.

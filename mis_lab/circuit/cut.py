@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mis_lab.circuit.config import Topology
+from mis_lab.circuit.dictionaries import n_images_at_once
 from mis_lab.circuit.objectives import Images, Problem, with_targets
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.model.capture import Capture
@@ -75,9 +76,9 @@ def check_saes(problem: Problem, saes: Mapping[str, Autoencoder], images_bchw: T
         for path, x_bpd in capture.run(images_bchw).items():
             if path not in saes:
                 continue
-            x_nd = x_bpd.flatten(0, 1)
-            squares = _squares(x_nd - saes[path](x_nd).reconstruction)
-            spread = _squares(x_nd - x_nd.mean(0))
+            at_once = n_images_at_once(saes[path], x_bpd.shape[1])
+            squares = sum(_squares(x - saes[path](x).reconstruction) for x in x_bpd.split(at_once))
+            spread = _squares(x_bpd - x_bpd.mean((0, 1)))
             missed[path] = squares / spread if spread > 0 else float("nan")
             logger.info("the SAE of site %s misses %.3g %% of the variance there", path, 100 * missed[path])
             if missed[path] >= 1:

@@ -62,7 +62,7 @@ def n_nodes(dictionary: NodeDictionary) -> int:
     return dictionary.n_features + int(dictionary.has_error)
 
 
-def n_images_at_once(dictionary: NodeDictionary, n_positions: int) -> int:
+def n_images_at_once(dictionary: NodeDictionary | Autoencoder, n_positions: int) -> int:
     """How many images' codes (B, P, F) fit the budget :data:`MAX_CODES`; at least one."""
     return max(1, MAX_CODES // (n_positions * dictionary.n_features))
 

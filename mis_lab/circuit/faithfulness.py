@@ -222,5 +222,12 @@ def evaluate(
 
 
 def group_numbers(groups: Sequence[str] | None, n_images: int) -> np.ndarray:
-    """(n,) int64: the group of each image as a number; each its own where there are no groups."""
-    return np.arange(n_images) if groups is None else group_codes(groups).numpy()
+    """(n,) int64: the group of each image as a number; each its own where there are no groups.
+
+    Raises:
+        ValueError: when there are not as many groups as images.
+    """
+    found = np.arange(n_images) if groups is None else group_codes(groups).numpy()
+    if len(found) != n_images:
+        raise ValueError(f"{n_images} images have {len(found)} groups")
+    return found

@@ -36,11 +36,12 @@ def ablation(nodes: SiteNodes, kept_n: Tensor) -> Replacement:
     dictionary, state = nodes.dictionary, nodes.state
     if bool(kept_n.all()):
         return lambda x_bpd: x_bpd
-    if not kept_n.any() or not dictionary.has_error:  # without an error the nodes are the coordinates
+    nothing_kept = not bool(kept_n.any())
+    if nothing_kept or not dictionary.has_error:  # without an error the nodes are the coordinates
 
         def put(x_bpd: Tensor) -> Tensor:
             nodes.check_fits(x_bpd)
-            return torch.where(kept_n, x_bpd, state) if kept_n.any() else state.expand_as(x_bpd).clone()
+            return state.expand_as(x_bpd).clone() if nothing_kept else torch.where(kept_n, x_bpd, state)
 
         return put
 

@@ -62,7 +62,12 @@ def leave_out_sums(values: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
 
     Args:
         groups_n: (n,) int64, the group of each image, any numbers.
+
+    Raises:
+        ValueError: when there are not as many as values.
     """
+    if len(groups_n) != np.shape(values)[-1]:
+        raise ValueError(f"{np.shape(values)[-1]} images have {len(groups_n)} groups")
     codes_n = np.unique(groups_n, return_inverse=True)[1]
     order = np.argsort(codes_n, kind="stable")
     starts = np.searchsorted(codes_n[order], np.arange(codes_n.max() + 1))
@@ -87,9 +92,14 @@ def jackknife_interval(found: np.ndarray, groups_n: np.ndarray, confidence: floa
     Returns:
         Limits are NaN where there are fewer than one and a half groups in effect, or where the estimate without a
         group is none.
+
+    Raises:
+        ValueError: when `found` is not of these groups.
     """
     estimate, without = found[0], found[1:]
     n_groups, counts = len(without), np.unique(groups_n, return_counts=True)[1]
+    if n_groups != len(counts):
+        raise ValueError(f"{n_groups} estimates without a group, of {len(counts)} groups")
     freedom = float(counts.sum() ** 2 / (counts**2).sum()) - 1
     if n_groups < 2 or freedom < 0.5:
         return Interval(estimate, estimate * np.nan, estimate * np.nan)

@@ -7,11 +7,13 @@ Everything is a mean over images, and loss recovered a ratio of such means, neve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,7 @@ from mis_lab.sae.ablation import (
 )
 from mis_lab.sae.base import Autoencoder
 
+logger = logging.getLogger(__name__)
 N_TRIED = 8  # images that a start at a site is tried with
 OWN_ANSWER = 1e-4  # of their largest logit, how far the start may miss
 SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
@@ -200,7 +203,7 @@ def evaluate_splices(
     """Quality of each SAE spliced in alone, by its site's path; one pass over the images and one forward pass an SAE.
 
     With the sites' vectors at hand a forward pass starts at the site, where that gives the network's own answers to a
-    few images; then no image but one is read.
+    few images; then no image but two is read.
 
     The target is the label where every image has one and the data set's classes are as many as the network's, else the
     untouched network's own prediction.
@@ -211,7 +214,7 @@ def evaluate_splices(
         indices: images to evaluate on (all by default).
         behind: SAEs of earlier sites that are spliced in as well (stacked SAEs); numbers are then of all together,
             against the untouched network.
-        stored: vectors of the sites on all images of `dataset`, float32.
+        stored: vectors of the sites on all images of `dataset`.
 
     Raises:
         ConfigError: when an SAE's width is not its site's, or the network has no classes.
@@ -224,14 +227,14 @@ def evaluate_splices(
     target, target_n = targets(model, dataset, reference.original.class_n)
     sums: dict[Site, dict[str, float]] = {site: {} for site in saes}
     passes = _whole_passes(model, saes, behind or {}, batches(dataset, model.transform, batch_size, workers, chosen))
-    if stored is not None and not behind:
-        (first,) = batches(dataset, model.transform, 1, 0, chosen[:1])
-        parts = {
-            site: _FromSite(model, stored[site], first.images_bchw, sae)
-            for site, sae in saes.items()
-            if isinstance(sae, Autoencoder)
-        }
-        if len(parts) == len(saes) and all(part.is_exact(reference.original, chosen) for part in parts.values()):
+    alone = {site: sae for site, sae in saes.items() if isinstance(sae, Autoencoder)}
+    for site, sae in alone.items():
+        _check_sizes(site, Splice(sae, site))
+    some = [chosen[place] for place in sorted({round(at) for at in np.linspace(0, len(chosen) - 1, N_TRIED)})]
+    if stored is not None and not behind and len(alone) == len(saes) and len(some) > 1:
+        (two,) = batches(dataset, model.transform, 2, 0, [some[0], some[-1]])
+        parts = {site: _FromSite(model, stored[site], two.images_bchw, sae) for site, sae in alone.items()}
+        if all(part.decides_the_answer(reference.original, some) for part in parts.values()):
             passes = _passes_from_sites(parts, chosen, batch_size)
     for indices, logits in progress(passes, "splicing SAEs in", -(-len(chosen) // batch_size), unit="batch"):
         original_bk = log_probabilities(reference.original.logits_nk[indices])
@@ -271,36 +274,50 @@ def _passes_from_sites(parts: Mapping[Site, _FromSite], chosen: Sequence[int], b
 
 @dataclass(frozen=True, eq=False)
 class _FromSite:
-    """The network from a site on: one image goes up to there, and behind it there are as many rows as vectors."""
+    """The network from a site on: images go up to there, and behind it there are as many rows as vectors.
+
+    Attributes:
+        stored: vectors of the site.
+        images_bchw: two images that differ; the first alone is run once it is known that nothing passes by the site.
+    """
 
     model: LoadedModel
     stored: StoredActivations
-    image_bchw: Tensor
+    images_bchw: Tensor
     sae: Autoencoder
 
-    def logits(self, indices: Sequence[int], replace: Replace | None = None) -> Tensor:
-        """Logits (B, K) of some images with the SAE spliced in, or with what `replace` makes of their vectors."""
-        x_bpd = self.stored.take(indices).to(self.model.device)
-        new_bpd = (replace or replacement(self.sae))(x_bpd)
-        rows_b = torch.zeros(len(x_bpd), dtype=torch.int64, device=x_bpd.device)
-        with fan_out(self.model, self.stored.site, rows_b, lambda _x: new_bpd):
-            return predictions(self.model, self.image_bchw)
+    def logits(self, indices: Sequence[int]) -> Tensor:
+        """Logits (B, K) of some images with the SAE spliced in."""
+        return self._run(self.images_bchw[:1], replacement(self.sae)(self._vectors(indices)))
 
-    def is_exact(self, original: Outputs, chosen: Sequence[int]) -> bool:
-        """Whether the stored vectors of a few images lead to the untouched network's answers to them: not so where
-        something passes by the site, or vectors are kept in a lower precision."""
-        _check_sizes(self.stored.site, Splice(self.sae, self.stored.site))
-        some = list(chosen[:N_TRIED])
-        if len(some) < 2 or self.stored.precision is not Precision.float32:
+    def decides_the_answer(self, original: Outputs, some: Sequence[int]) -> bool:
+        """Whether the stored vectors of some images alone lead to the untouched network's answers to them.
+
+        Two images go up to the site and more rows go on, so that whatever passes by it meets other sizes. Vectors kept
+        in a lower precision are not good enough.
+        """
+        expected = original.logits_nk[list(some)]
+        if len(some) <= len(self.images_bchw) or self.stored.precision is not Precision.float32:
             return False
-        expected = original.logits_nk[some]
+        if bool((expected == expected[:1]).all()):
+            return False  # whatever were put in would seem right
         try:
-            found = self.logits(some, lambda x_bpd: x_bpd.clone()).cpu()
-        except (RuntimeError, ValueError, IndexError, AssertionError):  # one image met several
+            found = self._run(self.images_bchw, self._vectors(some)).cpu()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # two images met several rows
+            logger.debug("whole passes instead of some from %s on: %s", self.stored.site.path, error)
             return False
-        return found.shape == expected.shape and bool(
-            (found - expected).abs().max() <= OWN_ANSWER * expected.abs().max()
-        )
+        missed = (found - expected).abs().max() if found.shape == expected.shape else torch.inf
+        return bool(missed <= OWN_ANSWER * expected.abs().max())
+
+    def _vectors(self, indices: Sequence[int]) -> Tensor:
+        return self.stored.take(indices).to(self.model.device)
+
+    def _run(self, images_bchw: Tensor, new_bpd: Tensor) -> Tensor:
+        rows_b = torch.arange(len(new_bpd), device=new_bpd.device) % len(images_bchw)
+        with fan_out(self.model, self.stored.site, rows_b, lambda _x: new_bpd):
+            return predictions(self.model, images_bchw)
 
 
 def _quality(sums: Mapping[str, float], target: str, n_images: int) -> SpliceQuality:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mis_lab.circuit import dictionaries
 from mis_lab.circuit.config import Objective, Topology
 from mis_lab.circuit.cut import check_cut, check_saes, check_splice
 from mis_lab.circuit.objectives import OBJECTIVES, Problem, kl
@@ -104,8 +105,9 @@ def test_splicing_the_toys_leaves_them_as_they_are(make_toy, network) -> None:
 
 
 @pytest.mark.parametrize("network", ["relu", "tokens"])
-def test_what_an_sae_misses_is_a_share_of_the_variance(make_toy, network, caplog) -> None:
+def test_what_an_sae_misses_is_a_share_of_the_variance(make_toy, network, monkeypatch) -> None:
     toy = make_toy(network)
+    monkeypatch.setattr(dictionaries, "MAX_CODES", 1)  # an image at a time
     found = check_saes(toy.problem, toy.saes, toy.all_images)
     for path, x_bpd in toy.clean()[1].items():
         x_nd = x_bpd.flatten(0, 1)

@@ -190,10 +190,11 @@ def test_areas_by_hand() -> None:
     assert curve.cmd.estimate == pytest.approx(0.1 * 0.75 + 0.4 * 0.5 + 0.5 * 0.25)
 
 
-def test_area_intervals_enclose_their_estimates() -> None:
-    curve = some_curve(40)
-    assert curve.cpr.low < curve.cpr.estimate < curve.cpr.high
-    assert curve.cmd.low < curve.cmd.estimate < curve.cmd.high
+def test_the_interval_of_an_area_is_over_areas_without_a_group() -> None:
+    curve = some_curve(12)
+    without = [curve.on(curve.groups_n != group).cmd.estimate for group in range(6)]
+    half = student.ppf(0.975, 5) * np.sqrt(5 / 6 * np.square(without - np.mean(without)).sum())
+    assert tuple(curve.cmd)[1:] == pytest.approx((curve.cmd.estimate - half, curve.cmd.estimate + half))
 
 
 def test_on_the_logarithmic_axis_a_decade_counts_as_much_as_any() -> None:
@@ -263,6 +264,13 @@ def test_no_live_node_and_no_image_are_told(make_toy) -> None:
         evaluate(toy.problem, nodes, circuit.top(0), toy.images, toy.targets_n, CONFIG, 0)
     with pytest.raises(DataError, match="no images to evaluate"):
         evaluate(toy.problem, nodes, circuit, [], toy.targets_n[:0], CONFIG, 0)
+
+
+def test_groups_of_other_images_are_refused(make_toy) -> None:
+    toy = make_toy("relu")
+    nodes, circuit = toy.node_sets["neuron"], circuit_of(toy, "neuron")
+    with pytest.raises(ValueError, match="7 images have 3 groups"):
+        evaluate(toy.problem, nodes, circuit, toy.images, toy.targets_n, CONFIG, 0, groups=["a", "b", "c"])
 
 
 def test_an_objective_that_is_not_finite_is_told(make_toy) -> None:

@@ -228,3 +228,10 @@ def test_an_estimate_that_is_none_without_a_group_has_no_limits() -> None:
     found = jackknife_interval(np.array([[1.0, 1.0], [np.inf, 0.5], [1.0, 1.5]]), np.arange(2))
     assert np.isnan([found.low[0], found.high[0]]).all()
     assert found.low[1] < 1 < found.high[1]
+
+
+def test_groups_that_are_not_as_many_as_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="7 images have 2 groups"):
+        leave_out_sums(np.ones((2, 7)), np.array([0, 1]))
+    with pytest.raises(ValueError, match="3 estimates without a group, of 2 groups"):
+        jackknife_interval(np.ones(4), np.array([0, 1, 1]))
