@@ -8,12 +8,13 @@ special to it. A neuron counts as active wherever it is not zero, which says lit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mis_lab.activations.shards import StoredActivations
 from mis_lab.circuit.baselines import Dictionaries
 from mis_lab.circuit.dictionaries import NodeDictionary, n_images_at_once
 from mis_lab.circuit.objectives import Images, Problem
@@ -77,11 +78,37 @@ class ActivityBeside:
         return float(self.circuit.dead[alive].double().mean())
 
 
-def captured(problem: Problem, images: Images) -> Iterator[Mapping[str, Tensor]]:
-    """The vectors of every site, a batch at a time, from forward passes."""
-    with Capture(problem.model, problem.sites) as capture:
-        for images_bchw in images:
-            yield capture.run(images_bchw)
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """The vectors of every site, a batch at a time, from forward passes over `images`."""
+
+    problem: Problem
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        with Capture(self.problem.model, self.problem.sites) as capture:
+            for images_bchw in self.images:
+                yield capture.run(images_bchw)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The same of the images at these places, from where they are stored."""
+
+    activations: Mapping[str, StoredActivations]
+    indices: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            some = self.indices[start : start + self.batch_size]
+            yield {path: stored.take(some) for path, stored in self.activations.items()}
 
 
 def activity(dictionaries: Mapping[str, NodeDictionary], vectors: Vectors) -> dict[str, Activity]:
@@ -89,7 +116,7 @@ def activity(dictionaries: Mapping[str, NodeDictionary], vectors: Vectors) -> di
 
     Args:
         dictionaries: site path → nodes of one kind, for every site.
-        vectors: of the images, gone through once.
+        vectors: of the images, :class:`Captured` or :class:`Stored`.
 
     Raises:
         DataError: without images.

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mis_lab.circuit.activity import ActivityBeside, Vectors, activity_beside, captured
+from mis_lab.activations.shards import StoredActivations
+from mis_lab.circuit.activity import ActivityBeside, Captured, Stored, activity_beside
 from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import ERROR, Circuit, rank
@@ -50,7 +51,7 @@ def discover_and_evaluate(
     seed: int,
     log: Log | None = None,
     names: Sequence[str] = (),
-    vectors: Callable[[Sequence[int]], Vectors] | None = None,
+    stored: Mapping[str, StoredActivations] | None = None,
 ) -> CircuitResult:
     """Circuits of SAE features, and of neurons beside them: effects, edges, and how good they are.
 
@@ -62,8 +63,7 @@ def discover_and_evaluate(
         seed: of partners and random circuits.
         log: called with named numbers and a circuit size.
         names: of the network's classes, for options that name one.
-        vectors: gives the sites' vectors of images, by their indices, where they are stored; by default the network is
-            run to see nodes active.
+        stored: the sites' vectors on all images of `dataset`; without, the network is run to see nodes active.
 
     Raises:
         ConfigError: when a site has no SAE or none that fits, does not lead to the objective, is no cut set of a chain,
@@ -83,10 +83,13 @@ def discover_and_evaluate(
     path = InputPath(mean_image(found_on.images), RULES[config.quadrature](config.n_steps))
     effects = node_effects(problem, states.on(found_on), found_on.images, found_on.rows_n, config.method, path)
     everything = found_on.images.at(sorted([*discovery, *evaluation]))
-    if vectors is None:
-        active = activity_beside(dictionaries, *(captured(problem, some) for some in (found_on.images, everything)))
-    else:
-        active = activity_beside(dictionaries, *(vectors(some.indices) for some in (found_on.images, everything)))
+    active = activity_beside(
+        dictionaries,
+        *(
+            Captured(problem, some) if stored is None else Stored(stored, some.indices, config.batch_size)
+            for some in (found_on.images, everything)
+        ),
+    )
 
     stage = _Stage(problem, states, found_on, tested_on, path, config, seed, log)
     results = {kind: stage.of_kind(kind, of_kind, active[kind]) for kind, of_kind in effects.items()}

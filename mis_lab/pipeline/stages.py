@@ -7,10 +7,8 @@ Every artifact has a ``summary.json``: its headline numbers, flat.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from mis_lab.activations.shards import StoredActivations
 from mis_lab.circuit.config import CircuitConfig
@@ -60,12 +58,6 @@ def circuit(lab: Lab) -> Artifact:
 
     def build(folder: Path) -> None:
         read = {site: StoredActivations(stored[site].path) for site in config.model.sites}
-
-        def vectors(indices: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-            for start in range(0, len(indices), config.circuit.batch_size):
-                some = indices[start : start + config.circuit.batch_size]
-                yield {site: of_site.take(some) for site, of_site in read.items()}
-
         result = discover_and_evaluate(
             lab.model,
             [of_site.site for of_site in read.values()],
@@ -77,7 +69,7 @@ def circuit(lab: Lab) -> Artifact:
             config.seed,
             lambda numbers, size: lab.log("circuit", numbers, size),
             names,
-            vectors,
+            read,
         )
         result.write(folder)
         write_json(folder / SUMMARY, result.headline())

@@ -215,7 +215,7 @@ def _circuit(data: ReportData) -> Markup | None:
             rivals.append(f"as many {words} {percent(float(curve.at(size)[1].estimate))}")
     left = data.circuit_details.completeness_at(main.kind, size)
     word = data.dataset.group_word
-    limits = f"too few {word}s for an interval"
+    limits = f"no interval over {word}s"
     if np.isfinite(float(value.high) - float(value.low)):
         limits = f"95 % interval over {word}s {percent(float(value.low))} to {percent(float(value.high))}"
     text = Markup(

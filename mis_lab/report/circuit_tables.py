@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mis_lab.circuit.agreement import ExactAgreement
+from mis_lab.core.intervals import Interval
 from mis_lab.report.circuit_data import CircuitDetails, CmdDifference, SiteActivity
 from mis_lab.report.data import CircuitView, FaithfulnessCurve
 from mis_lab.report.figures import curve_name, kind_class
 from mis_lab.report.tables import Cell, Column, Table, interval_cell, kind_cell, number_cell, word_cell
-from mis_lab.report.wording import KINDS, count, fixed, percent
+from mis_lab.report.wording import KINDS, count, fixed, named, percent
 
+AGAINST = " against "  # between the names of two classes' circuits
 OTHERS = {"by_change": "ordered by change", "best_random": "the best random one"}
 
 
@@ -63,12 +67,22 @@ def difference_table(differences: Sequence[CmdDifference]) -> Table:
     """How much closer to the network circuits are than others of the same size, over all sizes."""
     rows = []
     for one in differences:
-        low, high = float(one.difference.low), float(one.difference.high)
-        verdict = "closer" if high < 0 else "farther" if low > 0 else "unclear"
-        other = kind_cell(one.other) if one.other in KINDS else word_cell(OTHERS.get(one.other, one.other))
-        rows.append([kind_cell(one.kind), other, interval_cell(one.difference, signed=True), word_cell(verdict)])
+        circuits, other = kind_cell(one.kind), word_cell(OTHERS.get(one.other, one.other))
+        if one.other in KINDS:
+            other = kind_cell(one.other)
+        elif AGAINST in one.other:
+            own, its = one.other.split(AGAINST)
+            circuits, other = word_cell(f"{own}, {named(KINDS, one.kind)}"), word_cell(f"{its}, on images of {own}")
+        rows.append([circuits, other, interval_cell(one.difference, signed=True), word_cell(_verdict(one.difference))])
     columns = [Column(label="Circuits"), Column(label="Beside"), Column("cmd_difference"), Column(label="They are")]
     return Table("table-cmd", "Are they closer to the network, over all sizes?", columns, rows)
+
+
+def _verdict(difference: Interval) -> str:
+    low, high = float(difference.low), float(difference.high)
+    if not np.isfinite(high - low):
+        return "no interval"
+    return "closer" if high < 0 else "farther" if low > 0 else "unclear"
 
 
 def agreement_table(agreement: Sequence[tuple[str, ExactAgreement]]) -> Table:

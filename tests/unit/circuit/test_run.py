@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from mis_lab.activations.shards import ActivationWriter, StoredActivations
 from mis_lab.circuit.circuit import ERROR, overlap
 from mis_lab.circuit.comparisons import cmd_difference
 from mis_lab.circuit.config import Baseline, EdgeMethod, EffectMethod, Objective, Target, Topology
@@ -331,20 +332,21 @@ def test_activity_is_that_of_the_discovery_images_beside_all(run, make_toy, nois
     torch.testing.assert_close(beside.everything.active_images, active(range(23)))
 
 
-def test_activity_reads_vectors_where_they_are_stored(run, make_toy, noise) -> None:
+def test_activity_reads_vectors_where_they_are_stored(run, make_toy, noise, tmp_path) -> None:
     torch.manual_seed(0)
-    toy, dataset, asked = make_toy("relu", dtype=torch.float32), noise(), []
-
-    def vectors(indices):
-        asked.append(list(indices))
-        images = torch.stack([toy.problem.model.transform(dataset.image(index)) for index in indices])
-        yield toy.problem.observe(images, torch.zeros(len(images), dtype=torch.int64)).vectors
-
-    plain, stored = run(n_discovery=4), run(n_discovery=4, vectors=vectors)
-    assert asked == [[dataset.ids.index(name) for name in plain.discovery_ids], list(range(23))]
-    for path, beside in plain.features.activity.items():
-        torch.testing.assert_close(stored.features.activity[path].everything.mean, beside.everything.mean)
-        torch.testing.assert_close(stored.features.activity[path].circuit.density, beside.circuit.density)
+    toy, dataset = make_toy("relu", dtype=torch.float32), noise()
+    images = torch.stack([toy.problem.model.transform(dataset.image(index)) for index in range(len(dataset))])
+    vectors = toy.problem.observe(images, torch.zeros(len(images), dtype=torch.int64)).vectors
+    stored = {}
+    for site in toy.problem.sites:
+        with ActivationWriter(tmp_path / site.path, site, dataset.ids, dataset.groups, dataset.labels) as writer:
+            writer.append(2 * vectors[site.path], range(len(dataset)))  # to be told from what the network gives
+        stored[site.path] = StoredActivations(tmp_path / site.path)
+    plain, told = run(n_discovery=4), run(n_discovery=4, stored=stored)
+    for path, beside in plain.neurons.activity.items():
+        torch.testing.assert_close(told.neurons.activity[path].everything.mean, 2 * beside.everything.mean)
+        torch.testing.assert_close(told.neurons.activity[path].circuit.mean, 2 * beside.circuit.mean)
+    assert told.features.activity["1"].everything.n_images == 23
 
 
 def test_intervals_are_over_the_groups_of_the_evaluation_images(run, noise, tmp_path) -> None:

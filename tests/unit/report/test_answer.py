@@ -118,9 +118,7 @@ def test_the_circuit_is_told_with_its_rivals(data):
     neurons = dataclasses.replace(data, faithfulness=[curve for curve in data.faithfulness if curve.kind == "neuron"])
     assert "as many neurons" not in " ".join(answer.sentences(neurons))
     bare = [dataclasses.replace(one, low=one.low * np.nan, high=one.high * np.nan) for one in data.faithfulness]
-    assert "(too few scenes for an interval)" in " ".join(
-        answer.sentences(dataclasses.replace(data, faithfulness=bare))
-    )
+    assert "(no interval over scenes)" in " ".join(answer.sentences(dataclasses.replace(data, faithfulness=bare)))
 
 
 def test_names_from_the_run_are_escaped_in_sentences(data):
