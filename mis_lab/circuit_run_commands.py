@@ -2,7 +2,7 @@
 
 Runs may differ in anything. How close circuits come to their network is told for each; the difference of two, with its
 interval, where both were evaluated on the same images; and which nodes they share, where these are the same units (the
-same SAEs, or neurons of the same network).
+same SAEs, or neurons of the same network and sites).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mis_lab.core.errors import ConfigError
-from mis_lab.mis_run_commands import run_labels
-from mis_lab.terminal import TextTable, with_limits, write_tables
+from mis_lab.terminal import TextTable, write_tables
 
 if TYPE_CHECKING:
     from mis_lab.circuit.result import CircuitResult, KindResult
     from mis_lab.pipeline.scored import ScoredRun
 
 SIZES = (10, 30, 100, 300, 1000)
+UNSIGNED = ("atp_absolute",)  # methods
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,29 @@ class LabelledCircuits:
 
     Attributes:
         units: kind of nodes → site → key of what makes them; equal keys, equal nodes.
+        data: fingerprint of the data set that its images are from.
     """
 
     label: str
     result: CircuitResult
     units: dict[str, dict[str, str]]
+    data: str
 
     @classmethod
     def of(cls, run: ScoredRun, label: str) -> LabelledCircuits:
         result = run.circuit
-        return cls(label, result, {kind: run.circuit_units(kind) for kind in result.kinds})
+        return cls(label, result, {kind: run.circuit_units(kind) for kind in result.kinds}, run.circuit_data)
+
+    @property
+    def signed(self) -> bool:
+        """Whether its effects have signs."""
+        return self.result.settings.get("method") not in UNSIGNED
+
+    def is_on_images_of(self, other: LabelledCircuits) -> bool:
+        """Whether both were evaluated on the same images, in the same groups."""
+        mine, its = self.result, other.result
+        alike = [a.curve.groups_n.tolist() == b.curve.groups_n.tolist() for _, a, b in _both(self, other)]
+        return mine.evaluation_ids == its.evaluation_ids and self.data == other.data and all(alike)
 
 
 def add_compare(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +69,7 @@ def add_compare(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def compare_runs(arguments: argparse.Namespace) -> None:
     """Tables of faithfulness, differences, shared nodes and effects, with what could not be compared and why."""
     sizes = _sizes(arguments.nodes)
-    from mis_lab.pipeline.scored import ScoredRun
+    from mis_lab.pipeline.scored import ScoredRun, run_labels
 
     runs = [ScoredRun(folder, arguments.store) for folder in (arguments.run, *arguments.others)]
     first, *others = [LabelledCircuits.of(run, label) for run, label in zip(runs, run_labels(runs), strict=True)]
@@ -71,7 +84,7 @@ def compare_runs(arguments: argparse.Namespace) -> None:
 
 def _sizes(told: str) -> tuple[int, ...]:
     try:
-        found = tuple(int(word) for word in told.split(",")) if told else SIZES
+        found = tuple(sorted({int(word) for word in told.split(",")})) if told else SIZES
     except ValueError as error:
         raise ConfigError(f"--nodes {told}", fix="Write whole numbers: --nodes 10,100.") from error
     if min(found) < 1:
@@ -84,10 +97,11 @@ def _faithfulness(runs: Sequence[LabelledCircuits]) -> TextTable:
     for run in runs:
         for kind, found in run.result.kinds.items():
             curve = found.curve
-            areas = (with_limits(area) for area in (curve.cmd, curve.cpr))
+            areas = [*map(float, curve.cmd), *map(float, curve.cpr)]
             rows.append([kind, run.label, len(found.circuit), *areas, float(curve.random_cmd.mean())])
-    title = "circuits of each run (CMD: low is good; 95 % intervals over groups of images)"
-    return TextTable(title, ("kind", "run", "live nodes", "CMD", "CPR", "CMD of random ones"), rows)
+    title = "circuits of each run (CMD: low is good; 95 % limits over groups of images)"
+    header = ("kind", "run", "live nodes", "CMD", "low", "high", "CPR", "low", "high", "CMD of random ones")
+    return TextTable(title, header, rows)
 
 
 def _differences(first: LabelledCircuits, others: Sequence[LabelledCircuits], notes: list[str]) -> TextTable:
@@ -96,14 +110,14 @@ def _differences(first: LabelledCircuits, others: Sequence[LabelledCircuits], no
 
     rows = []
     for other in others:
-        if first.result.evaluation_ids != other.result.evaluation_ids:
+        if not first.is_on_images_of(other):
             notes.append(f"{other.label}: evaluated on other images, so no difference has an interval")
             continue
         for kind, mine, its in _both(first, other):
             difference = cmd_difference(mine.curve, its.curve)
-            rows.append([kind, other.label, with_limits(difference, signed=True)])
+            rows.append([kind, other.label, *map(float, difference)])
     title = f"CMD of {first.label} less that of the others (below 0: {first.label} is closer to the network)"
-    return TextTable(title, ("kind", "run", "difference"), rows)
+    return TextTable(title, ("kind", "run", "difference", "low", "high"), rows)
 
 
 def _shared(
@@ -118,15 +132,15 @@ def _shared(
     for other in others:
         for kind, mine, its in _both(first, other):
             if first.units[kind] != other.units[kind]:
-                notes.append(f"{other.label}: its {kind}s are other units, so none are shared")
+                notes.append(f"{other.label}: its {kind}s are other units or at other sites, so none are shared")
                 continue
-            n_live = max(len(mine.circuit), len(its.circuit))
+            found = effects_alike(mine.circuit, its.circuit, first.signed and other.signed)
+            by_chance = found.n_nodes / (len(mine.circuit) * len(its.circuit))
             for size in sizes:
                 if size > min(len(mine.circuit), len(its.circuit)):
                     break
                 shared = overlap(mine.circuit.top(size), its.circuit.top(size))
-                counts.append([kind, other.label, size, shared.n_shared, shared.jaccard, f"{size**2 / n_live:.1f}"])
-            found = effects_alike(mine.circuit, its.circuit)
+                counts.append([kind, other.label, size, shared.n_shared, shared.jaccard, size**2 * by_chance])
             alike.append([kind, other.label, found.n_nodes, found.pearson, found.spearman, found.same_sign])
     return (
         TextTable(

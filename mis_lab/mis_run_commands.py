@@ -54,7 +54,7 @@ def add_compare(actions: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def compare_runs(arguments: argparse.Namespace) -> None:
     """Tables of means, of differences and of rank agreement, with what could not be compared and why."""
-    from mis_lab.pipeline.scored import ScoredRun
+    from mis_lab.pipeline.scored import ScoredRun, run_labels
 
     runs = [ScoredRun(folder, arguments.store) for folder in (arguments.run, *arguments.others)]
     kinds = [arguments.kind, *[arguments.against or arguments.kind] * len(arguments.others)]
@@ -74,19 +74,6 @@ def compare_runs(arguments: argparse.Namespace) -> None:
 def _labelled(run: ScoredRun, kind: str, label: str) -> LabelledScores:
     scores = run.of_kind(kind)
     return LabelledScores(label, scores, {site: run.units_key(site, kind) for site in scores})
-
-
-def run_labels(runs: Sequence[ScoredRun]) -> list[str]:
-    """What each run was asked for that not all others were, or its folder's name; all different."""
-    common = set(runs[0].overrides).intersection(*(run.overrides for run in runs[1:]))
-    folders = [run.run.folder.name for run in runs]
-    found = [
-        " ".join(word for word in run.overrides if word not in common) or folder
-        for run, folder in zip(runs, folders, strict=True)
-    ]
-    return [
-        f"{label} ({folder})" if found.count(label) > 1 else label for label, folder in zip(found, folders, strict=True)
-    ]
 
 
 def _means(runs: Sequence[LabelledScores], measure: str) -> TextTable:

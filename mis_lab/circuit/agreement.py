@@ -86,8 +86,8 @@ def correlate(a: np.ndarray, b: np.ndarray, signed: bool = True) -> Correlation:
     )
 
 
-def effects_alike(a: Circuit, b: Circuit) -> Correlation:
-    """How alike two circuits' effects are on the nodes that both hold.
+def effects_alike(a: Circuit, b: Circuit, signed: bool = True) -> Correlation:
+    """How alike two circuits' effects are on the nodes that both hold; their sizes where not both are `signed`.
 
     Raises:
         ValueError: when one holds features and the other neurons.
@@ -96,7 +96,9 @@ def effects_alike(a: Circuit, b: Circuit) -> Correlation:
         raise ValueError(f"effects of {a.kind}s are not compared with those of {b.kind}s")
     of_b = dict(zip(b.nodes, b.effect.tolist(), strict=True))
     both = [(effect, of_b[node]) for node, effect in zip(a.nodes, a.effect.tolist(), strict=True) if node in of_b]
-    return correlate(*np.array(both, dtype=np.float64).reshape(-1, 2).T)
+    pairs = np.array(both, dtype=np.float64).reshape(-1, 2)
+    mine, its = (pairs if signed else np.abs(pairs)).T
+    return correlate(mine, its, signed)
 
 
 def agreement_with_exact(

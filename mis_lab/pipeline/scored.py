@@ -5,7 +5,7 @@ Keys come from the run's ``result.json`` and from the manifests in its store; no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mis_lab.activations.config import ImageActivation
-from mis_lab.activations.shards import StoredActivations
+from mis_lab.activations.shards import METADATA, StoredActivations
 from mis_lab.activations.unit_maps import MapReader
 from mis_lab.activations.units import Neurons, RandomDirections, UnitSource
 from mis_lab.circuit.result import CircuitResult
 from mis_lab.config import SCHEMAS
 from mis_lab.core.errors import ConfigError, DataError, StoreError, nearest_first
 from mis_lab.core.files import read_json
+from mis_lab.core.keys import content_key
 from mis_lab.core.store import MANIFEST
 from mis_lab.dataset.base import ImageDataset
 from mis_lab.dataset.config import DatasetConfig
@@ -140,14 +141,37 @@ class ScoredRun:
         return CircuitResult.read(self._circuit_folder())
 
     def circuit_units(self, kind: str) -> dict[str, str]:
-        """Site → key of what makes the nodes of one kind of its circuit: equal keys, equal nodes.
+        """Site → what makes the nodes of one kind of its circuit: equal keys, equal nodes, whatever the images.
 
         Raises:
             StoreError: as :attr:`circuit`.
         """
-        inputs: Mapping[str, str] = read_json(self._circuit_folder() / MANIFEST)["inputs"]
         start = f"{UNITS_OF[kind]}/"
-        return {name.removeprefix(start): key for name, key in inputs.items() if name.startswith(start)}
+        keys = {name.removeprefix(start): key for name, key in self._circuit_inputs().items() if name.startswith(start)}
+        return {site: self._neurons_key(key) for site, key in keys.items()} if kind == "neuron" else keys
+
+    @property
+    def circuit_data(self) -> str:
+        """Fingerprint of the data set that the circuit's images are from; empty when no activations are left."""
+        keys = [key for name, key in self._circuit_inputs().items() if name.startswith("activations/")]
+        return next((told["data"] for key in keys if (told := self._activations_inputs(key))), "")
+
+    def _neurons_key(self, activations_key: str) -> str:
+        """Of network and site; of the activations themselves when these are gone from the store."""
+        told = self._activations_inputs(activations_key)
+        if not told:
+            return activations_key
+        folder = self.run.artifact("activations", activations_key)
+        return content_key({"weights": told["weights"], "site": read_json(folder / METADATA)["site"]})
+
+    def _activations_inputs(self, key: str) -> Mapping[str, str]:
+        try:
+            return read_json(self.run.artifact("activations", key) / MANIFEST)["inputs"]
+        except StoreError:
+            return {}
+
+    def _circuit_inputs(self) -> Mapping[str, str]:
+        return read_json(self._circuit_folder() / MANIFEST)["inputs"]
 
     def _circuit_folder(self) -> Path:
         if "circuit" not in self._keys:
@@ -172,6 +196,26 @@ class ScoredRun:
                 fix=f"It did at {', '.join(nearest_first(site, sites))}.",
             )
         return self.run.artifact("mis", self._keys[f"mis/{site}/{kind}"])
+
+
+def run_labels(runs: Sequence[ScoredRun]) -> list[str]:
+    """What each run was asked for that not all others were, or its folder's name; all different.
+
+    An option that has one value wherever it is given is left out where labels stay different without it.
+    """
+    common = set(runs[0].overrides).intersection(*(run.overrides for run in runs[1:]))
+    labels = [[word for word in run.overrides if word not in common] for run in runs]
+    for word in list(dict.fromkeys(word for label in labels for word in label)):
+        option = word.partition("=")[0]
+        values = {other for label in labels for other in label if other.partition("=")[0] == option}
+        fewer = [[other for other in label if other != word] for label in labels]
+        if len(values) == 1 and all(fewer) and len(set(map(tuple, fewer))) == len(set(map(tuple, labels))):
+            labels = fewer
+    folders = [run.run.folder.name for run in runs]
+    found = [" ".join(label) or folder for label, folder in zip(labels, folders, strict=True)]
+    return [
+        f"{label} ({folder})" if found.count(label) > 1 else label for label, folder in zip(found, folders, strict=True)
+    ]
 
 
 def _dataset_config(told: Mapping[str, Any]) -> DatasetConfig:

@@ -73,8 +73,9 @@ def distributions(
 def differences(rows: Sequence[ComparisonRow]) -> Markup:
     """Difference of means at every site: thick bar over units, thin line over groups of images."""
     blocks = list(dict.fromkeys(row.negatives for row in rows))
-    step, head, left, right = 26, 26, 128, 24
-    width, height = 460, head * len(blocks) + step * len(rows) + 44
+    step, head, right = 26, 26, 24
+    left = max(128, round(7.2 * max((len(row.site) for row in rows), default=0)) + 20)  # room for the longest name
+    width, height = 332 + left, head * len(blocks) + step * len(rows) + 44
     svg = Svg(width, height, "Differences of mean scores with 95 % intervals")
     bounds = [abs(v) for row in rows for v in (*row.mean_difference, *(row.mean_difference_groups or ())) if v == v]
     limit = max([0.02, *bounds]) * 1.08

@@ -120,6 +120,14 @@ def test_faithfulness_leaves_out_size_0_and_keeps_wild_values_on_the_page():
     assert float(elements(svg, "line", "chance")[0]["x1"]) == pytest.approx(x[1], abs=0.01)
 
 
+def test_long_names_of_rows_have_room(data):
+    rows = [
+        dataclasses.replace(one, site="blocks.2 control=frozen_decoder experiment=controls") for one in data.comparisons
+    ]
+    label = elements(figures.differences(rows), "text", "row-label")[0]
+    assert float(label["x"]) > 6.5 * len(rows[0].site)
+
+
 def test_without_limits_there_is_a_line_and_no_band():
     bare = dataclasses.replace(curve([0, 0.2, 0.6, 1]), low=np.full(4, np.nan), high=np.full(4, np.nan))
     svg = figures.faithfulness([bare, curve([0, 0, 0.1, 1], "neuron")])
