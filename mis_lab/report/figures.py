@@ -73,9 +73,12 @@ def distributions(
 def differences(rows: Sequence[ComparisonRow]) -> Markup:
     """Difference of means at every site: thick bar over units, thin line over groups of images."""
     blocks = list(dict.fromkeys(row.negatives for row in rows))
-    step, head, right = 26, 26, 24
-    left = max(128, round(7.2 * max((len(row.site) for row in rows), default=0)) + 20)  # room for the longest name
-    width, height = 332 + left, head * len(blocks) + step * len(rows) + 44
+    sides = (f"← {named(KINDS, rows[0].b)} higher", f"{named(KINDS, rows[0].a)} higher →")
+    step, head, half = 26, 26, 154
+    # Room for the longest name, and for what stands below.
+    left = max(128, round(7.2 * max(len(row.site) for row in rows)) + 20)
+    right = max(24, round(6.6 * len(sides[1])) + 24 - half)
+    width, height = left + 2 * half + right, head * len(blocks) + step * len(rows) + 44
     svg = Svg(width, height, "Differences of mean scores with 95 % intervals")
     bounds = [abs(v) for row in rows for v in (*row.mean_difference, *(row.mean_difference_groups or ())) if v == v]
     limit = max([0.02, *bounds]) * 1.08
@@ -99,8 +102,8 @@ def differences(rows: Sequence[ComparisonRow]) -> Markup:
             )
             svg.add("circle", f"dot {css}", hint=hint, cx=x(units.estimate), cy=centre, r=5)
             svg.text(left - 12, centre + 4, row.site, "row-label", "end")
-    svg.text(x(-limit * 0.5), base + 31, f"← {named(KINDS, rows[0].b)} higher", "axis-side")
-    svg.text(x(limit * 0.5), base + 31, f"{named(KINDS, rows[0].a)} higher →", "axis-side")
+    svg.text(max(x(0) - 20 - 6.2 * len(sides[0]), 4), base + 31, sides[0], "axis-side", "start")
+    svg.text(x(0) + 20, base + 31, sides[1], "axis-side", "start")
     return svg.render()
 
 
