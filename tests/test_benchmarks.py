@@ -365,6 +365,7 @@ def test_splicing_from_a_site_gives_the_numbers_of_whole_passes(
         sae("splice").main(["--rounds", "1", "--images", "18"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| blocks")]
     assert [row[0] for row in rows] == ["| blocks.2", "| blocks.4", "| blocks.6"]
+    assert [row[-2] for row in rows] == ["18, 3"] * 3, "two images to try, one for the only batch"
     assert all(float(row[-1].rstrip(" |")) < 1e-5 for row in rows)
 
 

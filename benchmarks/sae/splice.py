@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from mis_lab.activations.config import ActivationsConfig
 from mis_lab.activations.extract import extract
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         extract(model, dataset, {site.path: place for site, place in places.items()}, ActivationsConfig())
         rows = [measure(model, dataset, site, StoredActivations(places[site]), original, a.rounds) for site in sites]
     tell(f"{model.name}, {len(dataset)} photographs; CPU seconds, median (extremes) of {a.rounds} rounds\n")
-    tell(table(["site", "whole passes", "from the site", "times as fast", "largest difference of a number"], rows))
+    tell(table(["site", "whole passes", "from the site", "times as fast", "images run", "largest difference"], rows))
 
 
 def measure(
@@ -64,10 +65,16 @@ def measure(
     reference = Reference(original, ablate(model, {site: mean_d}, dataset, original))
     found: dict[bool, SpliceQuality] = {}
     seconds: dict[bool, list[float]] = {False: [], True: []}
+    n_images = {False: 0, True: 0}  # that went into the network, in all rounds
 
     def run(from_site: bool) -> None:
+        def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            n_images[from_site] += len(args[0])
+
         at_hand = {site: stored} if from_site else None
+        handle = model.module.register_forward_pre_hook(count)
         found[from_site] = evaluate_splices(model, {site: sae}, dataset, reference, stored=at_hand)[site.path]
+        handle.remove()
 
     for number in range(n_rounds + 1):
         for from_site in (False, True) if number % 2 else (True, False):
@@ -78,7 +85,8 @@ def measure(
     numbers = ([value for value in vars(one).values() if isinstance(value, float)] for one in found.values())
     differs = max(abs(a - b) for a, b in zip(*numbers, strict=True))
     times = (str(Spread.of(seconds[from_site])) for from_site in (False, True))
-    return [site.path, *times, str(Spread.of(ratios)), f"{differs:.1e}"]
+    ran = f"{n_images[False] // (n_rounds + 1)}, {n_images[True] // (n_rounds + 1)}"
+    return [site.path, *times, str(Spread.of(ratios)), ran, f"{differs:.1e}"]
 
 
 if __name__ == "__main__":
