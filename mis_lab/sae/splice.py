@@ -7,7 +7,6 @@ Everything is a mean over images, and loss recovered a ratio of such means, neve
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mis_lab.activations.config import Precision
 from mis_lab.activations.shards import StoredActivations
 from mis_lab.core.errors import ConfigError, DataError
 from mis_lab.core.progress import progress
 from mis_lab.dataset.base import ImageDataset
 from mis_lab.dataset.loading import Batch, batches
 from mis_lab.model.capture import predictions
-from mis_lab.model.intervene import fan_out, intervene
+from mis_lab.model.intervene import intervene
 from mis_lab.model.load import LoadedModel
 from mis_lab.model.sites import Site
 from mis_lab.sae.ablation import (
@@ -39,10 +37,9 @@ from mis_lab.sae.ablation import (
     targets,
 )
 from mis_lab.sae.base import Autoencoder
+from mis_lab.sae.from_site import FromSite
 
-logger = logging.getLogger(__name__)
 N_TRIED = 8  # images that a start at a site is tried with
-OWN_ANSWER = 1e-4  # of their largest logit, how far the start may miss
 SMALLEST_DROP = 1e-3  # nats an ablation must cost before a share of its cost means anything
 Replace = Callable[[Tensor], Tensor]
 # Places of a batch of images, and their logits (B, K) with the SAE of each site.
@@ -233,9 +230,9 @@ def evaluate_splices(
     some = [chosen[place] for place in sorted({round(at) for at in np.linspace(0, len(chosen) - 1, N_TRIED)})]
     if stored is not None and not behind and len(alone) == len(saes) and len(some) > 1:
         (two,) = batches(dataset, model.transform, 2, 0, [some[0], some[-1]])
-        parts = {site: _FromSite(model, stored[site], two.images_bchw, sae) for site, sae in alone.items()}
+        parts = {site: FromSite(model, stored[site], two.images_bchw) for site in alone}
         if all(part.decides_the_answer(reference.original, some) for part in parts.values()):
-            passes = _passes_from_sites(parts, chosen, batch_size)
+            passes = _passes_from_sites(parts, alone, chosen, batch_size)
     for indices, logits in progress(passes, "splicing SAEs in", -(-len(chosen) // batch_size), unit="batch"):
         original_bk = log_probabilities(reference.original.logits_nk[indices])
         target_b = target_n[indices]
@@ -266,58 +263,12 @@ def _whole_passes(
         yield batch.indices, logits
 
 
-def _passes_from_sites(parts: Mapping[Site, _FromSite], chosen: Sequence[int], batch_size: int) -> Iterator[Passes]:
+def _passes_from_sites(
+    parts: Mapping[Site, FromSite], saes: Mapping[Site, Autoencoder], chosen: Sequence[int], batch_size: int
+) -> Iterator[Passes]:
     for start in range(0, len(chosen), batch_size):
         indices = list(chosen[start : start + batch_size])
-        yield indices, {site: part.logits(indices) for site, part in parts.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _FromSite:
-    """The network from a site on: images go up to there, and behind it there are as many rows as vectors.
-
-    Attributes:
-        stored: vectors of the site.
-        images_bchw: two images that differ; the first alone is run once it is known that nothing passes by the site.
-    """
-
-    model: LoadedModel
-    stored: StoredActivations
-    images_bchw: Tensor
-    sae: Autoencoder
-
-    def logits(self, indices: Sequence[int]) -> Tensor:
-        """Logits (B, K) of some images with the SAE spliced in."""
-        return self._run(self.images_bchw[:1], replacement(self.sae)(self._vectors(indices)))
-
-    def decides_the_answer(self, original: Outputs, some: Sequence[int]) -> bool:
-        """Whether the stored vectors of some images alone lead to the untouched network's answers to them.
-
-        Two images go up to the site and more rows go on, so that whatever passes by it meets other sizes. Vectors kept
-        in a lower precision are not good enough.
-        """
-        expected = original.logits_nk[list(some)]
-        if len(some) <= len(self.images_bchw) or self.stored.precision is not Precision.float32:
-            return False
-        if bool((expected == expected[:1]).all()):
-            return False  # whatever were put in would seem right
-        try:
-            found = self._run(self.images_bchw, self._vectors(some)).cpu()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:  # two images met several rows
-            logger.debug("whole passes instead of some from %s on: %s", self.stored.site.path, error)
-            return False
-        missed = (found - expected).abs().max() if found.shape == expected.shape else torch.inf
-        return bool(missed <= OWN_ANSWER * expected.abs().max())
-
-    def _vectors(self, indices: Sequence[int]) -> Tensor:
-        return self.stored.take(indices).to(self.model.device)
-
-    def _run(self, images_bchw: Tensor, new_bpd: Tensor) -> Tensor:
-        rows_b = torch.arange(len(new_bpd), device=new_bpd.device) % len(images_bchw)
-        with fan_out(self.model, self.stored.site, rows_b, lambda _x: new_bpd):
-            return predictions(self.model, images_bchw)
+        yield indices, {site: part.logits(indices, replacement(saes[site])) for site, part in parts.items()}
 
 
 def _quality(sums: Mapping[str, float], target: str, n_images: int) -> SpliceQuality:
