@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mis_lab.pipeline.scored import ScoredRun
 
 SIZES = (10, 30, 100, 300, 1000)
-UNSIGNED = ("atp_absolute",)  # methods
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,10 @@ class LabelledCircuits:
     @property
     def signed(self) -> bool:
         """Whether its effects have signs."""
-        return self.result.settings.get("method") not in UNSIGNED
+        from mis_lab.circuit.config import EffectMethod
+        from mis_lab.circuit.effects import METHODS
+
+        return METHODS[EffectMethod[self.result.settings["method"]]].signed
 
     def is_on_images_of(self, other: LabelledCircuits) -> bool:
         """Whether both were evaluated on the same images, in the same groups."""

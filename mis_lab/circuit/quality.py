@@ -25,6 +25,7 @@ from mis_lab.circuit.states import States
 from mis_lab.core.intervals import Interval
 
 BY_CHANGE, BEST_RANDOM = "by_change", "best_random"
+AGAINST = " against "  # between the names of two classes' circuits
 logger = logging.getLogger(__name__)
 
 
@@ -126,5 +127,5 @@ def differences(
             continue
         own, other = (of_class[name].on(here_n) for name in (a, b))
         if abs(own.values[-1].mean() - own.values[0].mean()) >= config.min_effect:
-            found[f"{of_class_name(a)} against {of_class_name(b)}"] = cmd_difference(own, other)
+            found[of_class_name(a) + AGAINST + of_class_name(b)] = cmd_difference(own, other)
     return found

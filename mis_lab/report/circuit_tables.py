@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mis_lab.circuit.agreement import ExactAgreement
+from mis_lab.circuit.quality import AGAINST, BEST_RANDOM, BY_CHANGE
 from mis_lab.core.intervals import Interval
 from mis_lab.report.circuit_data import CircuitDetails, CmdDifference, SiteActivity
 from mis_lab.report.data import CircuitView, FaithfulnessCurve
@@ -14,8 +15,7 @@ from mis_lab.report.figures import curve_name, kind_class
 from mis_lab.report.tables import Cell, Column, Table, interval_cell, kind_cell, number_cell, word_cell
 from mis_lab.report.wording import KINDS, count, fixed, named, percent
 
-AGAINST = " against "  # between the names of two classes' circuits
-OTHERS = {"by_change": "ordered by change", "best_random": "the best random one"}
+OTHERS = {BY_CHANGE: "ordered by change", BEST_RANDOM: "the best random one"}
 
 
 def circuit_site_table(circuit: CircuitView) -> Table:
@@ -71,7 +71,7 @@ def difference_table(differences: Sequence[CmdDifference]) -> Table:
         if one.other in KINDS:
             other = kind_cell(one.other)
         elif AGAINST in one.other:
-            own, its = one.other.split(AGAINST)
+            own, _, its = one.other.partition(AGAINST)
             circuits, other = word_cell(f"{own}, {named(KINDS, one.kind)}"), word_cell(f"{its}, on images of {own}")
         rows.append([circuits, other, interval_cell(one.difference, signed=True), word_cell(_verdict(one.difference))])
     columns = [Column(label="Circuits"), Column(label="Beside"), Column("cmd_difference"), Column(label="They are")]
