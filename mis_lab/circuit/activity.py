@@ -79,7 +79,7 @@ class ActivityBeside:
 
 
 @dataclass(frozen=True, eq=False)
-class Captured:
+class CapturedVectors:
     """The vectors of every site, a batch at a time, from forward passes over `images`."""
 
     problem: Problem
@@ -95,7 +95,7 @@ class Captured:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredVectors:
     """The same of the images at these places, from where they are stored."""
 
     activations: Mapping[str, StoredActivations]
@@ -116,7 +116,7 @@ def activity(dictionaries: Mapping[str, NodeDictionary], vectors: Vectors) -> di
 
     Args:
         dictionaries: site path → nodes of one kind, for every site.
-        vectors: of the images, :class:`Captured` or :class:`Stored`.
+        vectors: of the images, :class:`CapturedVectors` or :class:`StoredVectors`.
 
     Raises:
         DataError: without images.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mis_lab.activations.shards import StoredActivations
-from mis_lab.circuit.activity import ActivityBeside, Captured, Stored, activity_beside
+from mis_lab.circuit.activity import ActivityBeside, CapturedVectors, StoredVectors, activity_beside
 from mis_lab.circuit.attribution import InputPath
 from mis_lab.circuit.baselines import mean_image
 from mis_lab.circuit.circuit import ERROR, Circuit, rank
@@ -86,7 +86,7 @@ def discover_and_evaluate(
     active = activity_beside(
         dictionaries,
         *(
-            Captured(problem, some) if stored is None else Stored(stored, some.indices, config.batch_size)
+            CapturedVectors(problem, some) if stored is None else StoredVectors(stored, some.indices, config.batch_size)
             for some in (found_on.images, everything)
         ),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mis_lab.circuit import dictionaries
-from mis_lab.circuit.activity import Captured, activity, activity_beside
+from mis_lab.circuit.activity import CapturedVectors, activity, activity_beside
 from mis_lab.core.errors import DataError
 
 FIELDS = ("mean", "mean_if_active", "active_images", "density")
@@ -18,7 +18,7 @@ FIELDS = ("mean", "mean_if_active", "active_images", "density")
 @pytest.mark.parametrize("sae", ["relu", "topk"])
 def test_numbers_are_those_of_the_codes(make_toy, network: str, sae: str, kind: str) -> None:
     toy = make_toy(network, sae=sae)
-    found = activity(toy.dictionaries(kind), Captured(toy.problem, toy.images))
+    found = activity(toy.dictionaries(kind), CapturedVectors(toy.problem, toy.images))
     for path, x_bpd in toy.clean()[1].items():
         codes = toy.dictionaries(kind)[path].encode(x_bpd)
         for feature in range(codes.shape[-1]):
@@ -41,9 +41,9 @@ def test_numbers_are_those_of_the_codes(make_toy, network: str, sae: str, kind: 
 
 def test_batches_and_chunks_do_not_matter(make_toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = make_toy(dtype=torch.float32)
-    whole = activity(toy.dictionaries("feature"), Captured(toy.problem, [toy.all_images]))
+    whole = activity(toy.dictionaries("feature"), CapturedVectors(toy.problem, [toy.all_images]))
     monkeypatch.setattr(dictionaries, "MAX_CODES", 1)
-    again = activity(toy.dictionaries("feature"), Captured(toy.problem, toy.images))
+    again = activity(toy.dictionaries("feature"), CapturedVectors(toy.problem, toy.images))
     for path, of_site in whole.items():
         for name in FIELDS:
             ours, theirs = getattr(of_site, name), getattr(again[path], name)
@@ -57,9 +57,13 @@ def test_a_circuits_images_stand_beside_all(make_toy) -> None:
     some = [torch.zeros(1, 3, 6, 6, dtype=torch.float64)]  # few features fire on an image without any contrast
     everything = [*toy.images, *some]
     shares = []
-    beside = activity_beside({"": of_kind}, Captured(toy.problem, some), Captured(toy.problem, everything))
+    beside = activity_beside(
+        {"": of_kind}, CapturedVectors(toy.problem, some), CapturedVectors(toy.problem, everything)
+    )
     for path, both in beside[""].items():
-        here, everywhere = (activity(of_kind, Captured(toy.problem, images))[path] for images in (some, everything))
+        here, everywhere = (
+            activity(of_kind, CapturedVectors(toy.problem, images))[path] for images in (some, everything)
+        )
         for name in FIELDS:
             assert getattr(both.circuit, name).equal(getattr(here, name)) or name == "mean_if_active"
             assert getattr(both.everything, name).equal(getattr(everywhere, name)) or name == "mean_if_active"
